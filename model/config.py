@@ -1,0 +1,193 @@
+"""The engine configuration: sizes chosen by the user, and every width and latency derived.
+
+The same object drives the compiler, the cycle model, the accelerator and the tests.
+"""
+
+import zlib
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+
+__all__ = ["PRESETS", "EngineConfig"]
+
+
+def _bits_for(largest: int) -> int:
+    """Bits that hold 0..largest; at least 1, since a signal of width 0 is no Verilog."""
+    return max(1, int(largest).bit_length())
+
+
+def _levels(leaves: int, arity: int) -> int:
+    """Levels of a tree of `arity`-input nodes over `leaves`, at least 1."""
+    levels, reach = 1, arity
+    while reach < leaves:
+        levels, reach = levels + 1, reach * arity
+    return levels
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Sizes of one engine. One bitstream runs every compressed model that fits them.
+
+    Parameters
+    ----------
+    n_pes
+        Processing elements, 1 to 256. Row ``i`` of a matrix and activation ``i`` belong to
+        PE ``i mod n_pes`` (EIE, section III-B).
+    queue_depth
+        Columns a PE may have waiting before the broadcast stalls (EIE chose 8).
+    entry_bits
+        Width of a matrix entry: relative row index and code together.
+    code_bits, min_code_bits
+        Widest and narrowest code; a layer with ``k``-bit codes has ``entry_bits - k`` index bits.
+    spmat_depth, ptr_depth, bias_depth
+        Entries, column pointers and biases per PE.
+    act_depth, acc_depth
+        Activations and accumulators per PE.
+    codebooks
+        Codebooks resident at once, one per matrix.
+    program_depth
+        Instructions.
+    act_bits, weight_bits, acc_bits, bias_bits
+        Widths of activations, codebook values, accumulators and biases.
+    shift_base, shift_bits
+        Write-back divides by ``2**(shift_base + bias_guard + s)``, ``s`` of ``shift_bits`` bits.
+    bias_guard
+        Fraction bits of a bias below those of the output activation it is added to.
+    input_lanes
+        Activations per beat of the input stream; divides ``n_pes``.
+
+    Raises
+    ------
+    ValueError
+        A size out of range; the text names the field and the limit.
+    """
+
+    n_pes: int
+    queue_depth: int = 8
+    entry_bits: int = 8
+    code_bits: int = 4
+    min_code_bits: int = 4
+    spmat_depth: int = 2048
+    ptr_depth: int = 2048
+    bias_depth: int = 64
+    act_depth: int = 256
+    acc_depth: int = 64
+    codebooks: int = 4
+    program_depth: int = 16
+    act_bits: int = 16
+    weight_bits: int = 16
+    acc_bits: int = 32
+    bias_bits: int = 18
+    shift_base: int = 8
+    shift_bits: int = 3
+    bias_guard: int = 2
+    input_lanes: int = 1
+
+    def __post_init__(self) -> None:
+        limits = {
+            "n_pes": (1, 256), "queue_depth": (1, 1024), "entry_bits": (2, 24),
+            "code_bits": (1, 8), "min_code_bits": (1, self.code_bits),
+            "spmat_depth": (1, 1 << 16), "ptr_depth": (1, 1 << 16), "bias_depth": (1, 1 << 16),
+            "act_depth": (2, 1 << 16), "acc_depth": (1, 1 << 16), "codebooks": (1, 64),
+            "program_depth": (2, 1024), "act_bits": (4, 18), "weight_bits": (4, 18),
+            "acc_bits": (16, 48), "bias_bits": (4, 32), "shift_base": (0, 24),
+            "shift_bits": (1, 5), "bias_guard": (1, 8), "input_lanes": (1, self.n_pes),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise ValueError(f"{name} must be an integer from {low} to {high}, not {value!r}")
+        if self.entry_bits <= self.code_bits:
+            raise ValueError(
+                f"entry_bits must be larger than code_bits ({self.code_bits}) to leave an index, "
+                f"not {self.entry_bits!r}")
+        if self.n_pes % self.input_lanes:
+            raise ValueError(
+                f"input_lanes must divide n_pes ({self.n_pes}), not {self.input_lanes!r}")
+
+    # -- widths -----------------------------------------------------------------------------------
+
+    @property
+    def spmat_word_bits(self) -> int:
+        """An entry and its flag; 9 bits fill the block RAM of ECP5 and Gowin."""
+        return self.entry_bits + 1
+
+    @property
+    def ptr_word_bits(self) -> int:
+        """A start address and the 2-bit length class."""
+        return self.spmat_addr_bits + 2
+
+    @property
+    def codebook_depth(self) -> int:
+        """Words of the codebook memory of a PE."""
+        return self.codebooks << self.code_bits
+
+    @property
+    def spmat_addr_bits(self) -> int:
+        return _bits_for(self.spmat_depth - 1)
+
+    @property
+    def ptr_addr_bits(self) -> int:
+        return _bits_for(self.ptr_depth - 1)
+
+    @property
+    def bias_addr_bits(self) -> int:
+        return _bits_for(self.bias_depth - 1)
+
+    @property
+    def act_addr_bits(self) -> int:
+        return _bits_for(self.act_depth - 1)
+
+    @property
+    def acc_addr_bits(self) -> int:
+        return _bits_for(self.acc_depth - 1)
+
+    @property
+    def codebook_addr_bits(self) -> int:
+        return _bits_for(self.codebook_depth - 1)
+
+    @property
+    def program_addr_bits(self) -> int:
+        return _bits_for(self.program_depth - 1)
+
+    @property
+    def pe_bits(self) -> int:
+        """Width of a PE number."""
+        return _bits_for(self.n_pes - 1)
+
+    @property
+    def rows_bits(self) -> int:
+        """Width of a count of activation or accumulator rows."""
+        return _bits_for(max(self.act_depth, self.acc_depth))
+
+    @property
+    def signature(self) -> int:
+        """32-bit fingerprint; the host compares it with the engine's before loading a model."""
+        text = ",".join(f"{k}={v}" for k, v in sorted(asdict(self).items()))
+        return zlib.crc32(text.encode())
+
+    # -- rows -------------------------------------------------------------------------------------
+
+    def rows(self, n: int) -> int:
+        """Rows of `n` interleaved elements: ``ceil(n / n_pes)``."""
+        return ceil(n / self.n_pes)
+
+    def rows_of(self, pe: int, n: int) -> int:
+        """Elements of `n` that PE `pe` owns."""
+        return (n - pe + self.n_pes - 1) // self.n_pes if n > pe else 0
+
+    def with_(self, **changes) -> "EngineConfig":
+        """A copy with fields changed."""
+        return replace(self, **changes)
+
+
+PRESETS: dict[str, EngineConfig] = {
+    # The demonstration engine: small enough for every simulator.
+    "demo": EngineConfig(n_pes=8, spmat_depth=4096, ptr_depth=1280, bias_depth=64, act_depth=512,
+                         acc_depth=64, input_lanes=4),
+    # ULX3S with LFE5U-85F: a 4-bit code, a 4-bit index and the flag fill 9-bit block RAM.
+    "ulx3s-85f": EngineConfig(n_pes=16, spmat_depth=2048, ptr_depth=2048, bias_depth=64,
+                              act_depth=256, acc_depth=32, input_lanes=4),
+    # EIE's machine: 64 PEs, 131,072 entries each would be 128 KB; sized per model on FPGAs.
+    "eie-64": EngineConfig(n_pes=64, spmat_depth=65536, ptr_depth=32768, bias_depth=256,
+                           act_depth=1024, acc_depth=256, input_lanes=4),
+}
