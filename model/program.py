@@ -1,0 +1,82 @@
+"""The engine's instruction set: one instruction per word of the program memory.
+
+The accelerator builds its layout from the same field table that `encode` packs with.
+"""
+
+from enum import IntEnum
+
+from openese.model.config import EngineConfig
+
+__all__ = ["Op", "decode", "encode", "instruction_bits", "instruction_fields"]
+
+
+class Op(IntEnum):
+    """What an instruction does."""
+
+    SPMV = 0
+    """Broadcast the non-zero activations of a region; every PE adds its part of ``W x``."""
+    WRITE = 1
+    """Round, add the bias, ReLU, saturate, write the activations and clear the accumulators."""
+    OUTPUT = 2
+    """Send the activations of a region out of the engine."""
+
+
+def instruction_fields(config: EngineConfig) -> dict[str, int]:
+    """Names and widths in bits of the fields of an instruction, from bit 0 upwards.
+
+    ``op`` (`Op`), ``last`` (end of the program), ``from_input`` (SPMV reads the oldest full input
+    buffer instead of ``act``), ``act`` (first address of the region read or written), ``rows``
+    (rows of that region), ``rem`` (PEs with an element in the last row, 1 to ``n_pes``), ``base``
+    (first column pointer of SPMV, first bias of WRITE), ``codebook``, ``code_sel`` (code width
+    minus ``min_code_bits``), ``shift`` (minus ``shift_base + bias_guard``), ``relu``.
+    """
+    return {
+        "op": 2,
+        "last": 1,
+        "from_input": 1,
+        "act": config.act_addr_bits,
+        "rows": config.rows_bits,
+        "rem": config.pe_bits + 1,
+        "base": max(config.ptr_addr_bits, config.bias_addr_bits),
+        "codebook": max(1, (config.codebooks - 1).bit_length()),
+        "code_sel": max(1, (config.code_bits - config.min_code_bits).bit_length()),
+        "shift": config.shift_bits,
+        "relu": 1,
+    }
+
+
+def instruction_bits(config: EngineConfig) -> int:
+    """Width of an instruction."""
+    return sum(instruction_fields(config).values())
+
+
+def encode(config: EngineConfig, *, op: Op, **fields: int) -> int:
+    """Pack an instruction; fields not given are 0.
+
+    Raises
+    ------
+    ValueError
+        An unknown field, or a value that its width does not hold.
+    """
+    widths = instruction_fields(config)
+    fields["op"] = op
+    for name, value in fields.items():
+        if name not in widths:
+            raise ValueError(f"an instruction has no field {name!r}, only {', '.join(widths)}")
+        if not 0 <= value < 1 << widths[name]:
+            raise ValueError(f"instruction field {name} must be 0 to {(1 << widths[name]) - 1}, "
+                             f"not {value!r}")
+    word, place = 0, 0
+    for name, width in widths.items():
+        word |= int(fields.get(name, 0)) << place
+        place += width
+    return word
+
+
+def decode(config: EngineConfig, word: int) -> dict[str, int]:
+    """The fields of an instruction word; the inverse of `encode`."""
+    fields = {}
+    for name, width in instruction_fields(config).items():
+        fields[name] = word & ((1 << width) - 1)
+        word >>= width
+    return fields
