@@ -7,7 +7,18 @@ import zlib
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 
-__all__ = ["PRESETS", "EngineConfig"]
+__all__ = [
+    "ACC_LATENCY", "ACT_READ_LATENCY", "MULTIPLY_LATENCY", "PRESETS", "PTR_READ_LATENCY",
+    "SPMAT_READ_LATENCY", "WRITE_BACK_LATENCY", "EngineConfig",
+]
+
+# Pipeline depths of the blocks of a PE, in cycles; each block asserts its own.
+PTR_READ_LATENCY = 2  # column in, start pointer out
+SPMAT_READ_LATENCY = 3  # column taken from the queue, first entry out
+MULTIPLY_LATENCY = 3  # operands in, product out
+ACC_LATENCY = 2  # product in, accumulator memory written
+ACT_READ_LATENCY = 3  # scan command in, first activation out
+WRITE_BACK_LATENCY = 5  # command in, first activation written
 
 
 def _bits_for(largest: int) -> int:
@@ -158,6 +169,52 @@ class EngineConfig:
     def rows_bits(self) -> int:
         """Width of a count of activation or accumulator rows."""
         return _bits_for(max(self.act_depth, self.acc_depth))
+
+    # -- latencies, in cycles ---------------------------------------------------------------------
+    #
+    # The accelerator builds its pipelines from these names, the cycle model predicts with them,
+    # and tests compare the two.
+
+    @property
+    def fan_levels(self) -> int:
+        """Registered levels of the 8-way broadcast and status trees."""
+        return _levels(self.n_pes, 8)
+
+    @property
+    def lnzd_levels(self) -> int:
+        """Levels of the 4-input leading-non-zero nodes."""
+        return _levels(self.n_pes, 4)
+
+    @property
+    def broadcast_latency(self) -> int:
+        """From the sequencer's decision to the input register of every PE."""
+        return self.fan_levels + 1
+
+    @property
+    def status_latency(self) -> int:
+        """From a condition inside a PE to the sequencer seeing it."""
+        return self.fan_levels + 1
+
+    @property
+    def arrival_latency(self) -> int:
+        """From the sequencer's decision to the column being counted in the activation queue."""
+        return self.broadcast_latency + PTR_READ_LATENCY + 1
+
+    @property
+    def queue_capacity(self) -> int:
+        """Slots of an activation queue: the depth asked for, and one for every column that can
+        still arrive between a queue reaching that depth and the broadcast having stopped."""
+        return self.queue_depth + self.arrival_latency + self.status_latency - 1
+
+    @property
+    def scan_latency(self) -> int:
+        """From the sequencer's decision to scan to the first item at the root of the LNZD tree."""
+        return self.broadcast_latency + ACT_READ_LATENCY + self.lnzd_levels
+
+    @property
+    def drain_wait(self) -> int:
+        """From a broadcast to the first cycle in which `busy` can be believed."""
+        return self.broadcast_latency + self.status_latency
 
     @property
     def signature(self) -> int:

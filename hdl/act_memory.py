@@ -1,0 +1,112 @@
+"""Activation memory of a PE: source and destination activations (EIE's ActRW)."""
+
+from amaranth import *
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from openese.model.config import ACT_READ_LATENCY, EngineConfig
+
+from .layouts import Kind, broadcast_signature, scan_layout
+from .write_back import result_layout
+
+__all__ = ["ActMemory", "lane_layout"]
+
+
+def lane_layout(config: EngineConfig) -> data.StructLayout:
+    """The part of an input beat that one PE sees."""
+    groups = config.n_pes // config.input_lanes
+    return data.StructLayout({
+        "group": max(1, (groups - 1).bit_length()),
+        "act": config.act_addr_bits,
+        "value": signed(config.act_bits),
+    })
+
+
+class ActMemory(wiring.Component):
+    """Holds every ``n_pes``-th activation of the input and of each layer's output.
+
+    Regions are the program's business: it scans one while another is written. A scan gives one
+    item per row, in order. In the last row, PEs beyond ``rem`` have no activation and give a
+    zero item whatever their memory holds. A `dense` scan marks every activation non-zero.
+
+    Latency: ``ACT_READ_LATENCY`` = 3 cycles from scan message to first item. Throughput: 1 item
+    per cycle. Results and input beats never meet: the input stops during write-back.
+
+    Parameters
+    ----------
+    config
+        Engine configuration.
+
+    Members
+    -------
+    id : ``In(pe_bits)``
+    group : ``In``
+        Number of this PE's group of ``input_lanes`` PEs.
+    i : ``In(broadcast_signature(config))``
+    i_input : ``In(stream.Signature(lane_layout(config), always_ready=True))``
+    i_result : ``In(stream.Signature(result_layout(config), always_ready=True))``
+    o : ``Out(stream.Signature(scan_layout(config, 0)))``
+    """
+
+    LATENCY = ACT_READ_LATENCY
+
+    def __init__(self, config: EngineConfig):
+        self._config = config
+        self.words = memory.MemoryData(
+            shape=signed(config.act_bits), depth=config.act_depth, init=[])
+        super().__init__({
+            "id": In(config.pe_bits),
+            "group": In(lane_layout(config)["group"].shape),
+            "i": In(broadcast_signature(config)),
+            "i_input": In(stream.Signature(lane_layout(config), always_ready=True)),
+            "i_result": In(stream.Signature(result_layout(config), always_ready=True)),
+            "o": Out(stream.Signature(scan_layout(config, 0))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        m.submodules.words = words = memory.Memory(self.words)
+        write, read = words.write_port(), words.read_port()
+
+        beat, result = self.i_input.payload, self.i_result.payload
+        mine = self.i_input.valid & (beat.group == self.group)
+        m.d.comb += [
+            write.en.eq(mine | self.i_result.valid),
+            write.addr.eq(Mux(self.i_result.valid, result.act, beat.act)),
+            write.data.eq(Mux(self.i_result.valid, result.value, beat.value)),
+            Assert(~(mine & self.i_result.valid), "input and write-back met"),
+        ]
+
+        # Stage 0 walks the rows, stage 1 waits for the memory, stage 2 holds the item.
+        scan = self.i.payload.args.scan
+        active, valid_1, valid_2 = Signal(), Signal(), Signal()
+        left = Signal(config.rows_bits, reset_less=True)
+        addr = Signal(config.act_addr_bits, reset_less=True)
+        short, dense = Signal(reset_less=True), Signal(reset_less=True)
+        absent_1 = Signal(reset_less=True)
+        item = Signal(scan_layout(config, 0), reset_less=True)
+
+        ready_2 = ~valid_2 | self.o.ready
+        ready_1 = ~valid_1 | ready_2
+        m.d.comb += [
+            read.addr.eq(addr), read.en.eq(ready_1),
+            self.o.valid.eq(valid_2), self.o.payload.eq(item),
+        ]
+        with m.If(ready_1):
+            m.d.sync += [valid_1.eq(active), absent_1.eq(short & (left == 1))]
+            with m.If(active):
+                m.d.sync += [addr.eq(addr + 1), left.eq(left - 1), active.eq(left != 1)]
+        with m.If(ready_2):
+            m.d.sync += [
+                valid_2.eq(valid_1),
+                item.value.eq(read.data),
+                item.nonzero.eq(((read.data != 0) | dense) & ~absent_1),
+                item.last.eq(1),
+            ]
+        with m.If(self.i.valid & (self.i.payload.kind == Kind.SCAN)):
+            m.d.sync += [
+                active.eq(1), addr.eq(scan.act), left.eq(scan.rows), dense.eq(scan.dense),
+                short.eq(self.id >= scan.rem),
+            ]
+        return m

@@ -1,0 +1,87 @@
+"""Entry decoding: relative row index to row, and the code's place in the codebook."""
+
+from amaranth import *
+from amaranth.lib import memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from openese.model.config import EngineConfig
+
+from .layouts import Kind, broadcast_signature, entry_layout
+
+__all__ = ["Decode"]
+
+
+class Decode(wiring.Component):
+    """Splits an entry, accumulates its row index and looks its code up in the codebook.
+
+    EIE's first stage: codebook look-up and address accumulation side by side. The split between
+    code and index is the running layer's, told by the scan message that starts the layer.
+
+    Latency: weight and value combinational; row 1 cycle (registered here, while the multiplier
+    registers its operands). Throughput: 1 per cycle.
+
+    Parameters
+    ----------
+    config
+        Engine configuration.
+    init
+        Codebook values the memory starts with (unsigned two's complement).
+
+    Members
+    -------
+    i_broadcast : ``In(broadcast_signature(config))``
+        Scan messages select codebook and split; load messages fill the codebook.
+    i : ``In(stream.Signature(entry_layout(config), always_ready=True))``
+    weight : ``Out(signed(weight_bits))``
+    value : ``Out(signed(act_bits))``
+    row : ``Out(acc_addr_bits)``
+    valid : ``Out(1)``
+        ``row`` belongs to an entry, one cycle after that entry came in.
+    """
+
+    def __init__(self, config: EngineConfig, init=()):
+        self._config = config
+        self.codebook = memory.MemoryData(
+            shape=config.weight_bits, depth=config.codebook_depth, init=init)
+        super().__init__({
+            "i_broadcast": In(broadcast_signature(config)),
+            "i": In(stream.Signature(entry_layout(config), always_ready=True)),
+            "weight": Out(signed(config.weight_bits)),
+            "value": Out(signed(config.act_bits)),
+            "row": Out(config.acc_addr_bits),
+            "valid": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        m.submodules.codebook = codebook = memory.Memory(self.codebook)
+        write, read = codebook.write_port(), codebook.read_port(domain="comb")
+        message, args = self.i_broadcast.payload, self.i_broadcast.payload.args
+        m.d.comb += [
+            write.en.eq(self.i_broadcast.valid & (message.kind == Kind.LOAD_CODEBOOK)),
+            write.addr.eq(args.load.addr), write.data.eq(args.load.data),
+        ]
+
+        number = Signal.like(args.scan.codebook, reset_less=True)
+        code_sel = Signal.like(args.scan.code_sel, reset_less=True)
+        with m.If(self.i_broadcast.valid & (message.kind == Kind.SCAN)):
+            m.d.sync += [number.eq(args.scan.codebook), code_sel.eq(args.scan.code_sel)]
+
+        entry = self.i.payload.entry
+        code = Signal(config.code_bits)
+        index = Signal(config.entry_bits - config.min_code_bits)
+        with m.Switch(code_sel):
+            for bits in range(config.min_code_bits, config.code_bits + 1):
+                with m.Case(bits - config.min_code_bits):
+                    m.d.comb += [code.eq(entry[:bits]), index.eq(entry[bits:])]
+        base = Mux(self.i.payload.first, 0, self.row + 1)
+        m.d.comb += [
+            read.addr.eq(Cat(code, number)),
+            self.weight.eq(read.data),
+            self.value.eq(self.i.payload.value),
+        ]
+        m.d.sync += self.valid.eq(self.i.valid)
+        with m.If(self.i.valid):
+            m.d.sync += self.row.eq(base + index)
+        return m

@@ -1,0 +1,185 @@
+"""Host interface: loads memories, starts and stops the engine, answers register reads."""
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from openese.model.config import EngineConfig
+from openese.model.host import MAGIC, HostOp, InputRegister, Register, Target
+
+from .layouts import Kind, broadcast_signature
+from .sequencer import program_load_layout
+
+__all__ = ["HostInterface"]
+
+
+class HostInterface(wiring.Component):
+    """Executes the host's commands in order (``docs/program.md``).
+
+    A load waits until the engine is idle; every item of up to 32 bits takes one cycle. An
+    unknown command sets the error flag and is otherwise ignored.
+
+    Parameters
+    ----------
+    config
+        Engine configuration.
+    in_rows, in_base
+        Input descriptor at power-up.
+    run
+        Whether the engine runs from power-up.
+
+    Members
+    -------
+    i : ``In(stream.Signature(32))``, o : ``Out(stream.Signature(32))``
+    o_load : ``Out(broadcast_signature(config))``
+    o_program : ``Out(stream.Signature(program_load_layout(config), always_ready=True))``
+    rows : ``Out(rows_bits)``, act : ``Out(act_addr_bits).array(2)``, flush : ``Out(1)``
+        Input descriptor, and a pulse when it changes.
+    run : ``Out(1)``
+    idle, computing, finished : ``In(1)``
+        From the sequencer.
+    saturations : ``In``
+        Saturations in this cycle, to be added up.
+    """
+
+    def __init__(self, config: EngineConfig, *, in_rows: int = 0, in_base=(0, 0),
+                 run: bool = False):
+        self._config = config
+        self._in_rows, self._in_base, self._run = in_rows, in_base, run
+        super().__init__({
+            "i": In(stream.Signature(32)), "o": Out(stream.Signature(32)),
+            "o_load": Out(broadcast_signature(config)),
+            "o_program": Out(
+                stream.Signature(program_load_layout(config), always_ready=True)),
+            "rows": Out(config.rows_bits, init=in_rows),
+            "act": Out(config.act_addr_bits).array(2),
+            "flush": Out(1), "run": Out(1, init=run),
+            "idle": In(1), "computing": In(1), "finished": In(1),
+            "saturations": In(1 + 3 * config.fan_levels),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        header = data.View(
+            data.StructLayout({"pe": 16, "reserved": 8, "target": 4, "op": 4}), self.i.payload)
+
+        cycles, saturations, passes = Signal(32), Signal(32), Signal(32)
+        error = Signal()
+        with m.If(self.computing):
+            m.d.sync += cycles.eq(cycles + 1)
+        with m.If(self.finished):
+            m.d.sync += passes.eq(passes + 1)
+        m.d.sync += saturations.eq(saturations + self.saturations)
+
+        bases = [Signal(config.act_addr_bits, init=base, name=f"in_base_{k}")
+                 for k, base in enumerate(self._in_base)]
+        m.d.comb += [self.act[k].eq(base) for k, base in enumerate(bases)]
+
+        # Load under way: its target, where the next item goes, and how many are left.
+        target = Signal(4)
+        pe = Signal(config.pe_bits)
+        addr = Signal(16)
+        left = Signal(32)
+        chunk_bits = 32
+        width = Shape.cast(program_load_layout(config)["data"].shape).width
+        chunks = -(-width // chunk_bits)
+        chunk = Signal(range(chunks + 1))
+        gathered = Signal(chunks * chunk_bits)
+        word = Cat(gathered[chunk_bits:], self.i.payload) if chunks > 1 else self.i.payload
+
+        answer = Signal(32)
+        m.d.comb += self.o.payload.eq(answer)
+        load = self.o_load.payload.args.load
+        m.d.comb += [
+            load.pe.eq(pe), load.addr.eq(addr), load.data.eq(self.i.payload),
+            self.o_program.payload.addr.eq(addr), self.o_program.payload.data.eq(word),
+        ]
+        kinds = {
+            Target.SPMAT: Kind.LOAD_SPMAT, Target.PTR: Kind.LOAD_PTR,
+            Target.BIAS: Kind.LOAD_BIAS, Target.CODEBOOK: Kind.LOAD_CODEBOOK,
+        }
+
+        with m.FSM():
+            with m.State("HEADER"):
+                m.d.comb += self.i.ready.eq(1)
+                m.d.sync += [target.eq(header.target), pe.eq(header.pe), chunk.eq(0)]
+                with m.If(self.i.valid):
+                    with m.Switch(header.op):
+                        with m.Case(HostOp.LOAD):
+                            m.next = "ADDRESS"
+                        with m.Case(HostOp.START):
+                            m.d.sync += self.run.eq(1)
+                        with m.Case(HostOp.STOP):
+                            m.d.sync += self.run.eq(0)
+                        with m.Case(HostOp.READ):
+                            m.next = "READ"
+                        with m.Default():
+                            m.d.sync += error.eq(1)
+
+            with m.State("ADDRESS"):
+                m.d.comb += self.i.ready.eq(1)
+                m.d.sync += addr.eq(self.i.payload)
+                with m.If(self.i.valid):
+                    m.next = "COUNT"
+
+            with m.State("COUNT"):
+                m.d.comb += self.i.ready.eq(1)
+                m.d.sync += left.eq(self.i.payload)
+                with m.If(self.i.valid):
+                    m.next = "HEADER"
+                    with m.If(self.i.payload != 0):
+                        m.next = "LOAD"
+
+            with m.State("LOAD"):
+                m.d.comb += self.i.ready.eq(self.idle)
+                with m.If(self.i.valid & self.idle):
+                    item_done = Signal()
+                    m.d.comb += item_done.eq(1)
+                    with m.Switch(target):
+                        for number, kind in kinds.items():
+                            with m.Case(number):
+                                m.d.comb += [
+                                    self.o_load.valid.eq(1), self.o_load.payload.kind.eq(kind)]
+                        with m.Case(Target.PROGRAM):
+                            m.d.comb += [
+                                item_done.eq(chunk == chunks - 1),
+                                self.o_program.valid.eq(item_done),
+                            ]
+                            m.d.sync += [
+                                gathered.eq(word),
+                                chunk.eq(Mux(item_done, 0, chunk + 1)),
+                            ]
+                        with m.Case(Target.REGISTER):
+                            with m.Switch(addr):
+                                with m.Case(InputRegister.IN_ROWS):
+                                    m.d.comb += self.flush.eq(1)
+                                    m.d.sync += self.rows.eq(self.i.payload)
+                                for k, base in enumerate(bases):
+                                    with m.Case(InputRegister.IN_BASE0 + k):
+                                        m.d.sync += base.eq(self.i.payload)
+                        with m.Default():
+                            m.d.sync += error.eq(1)
+                    with m.If(item_done):
+                        m.d.sync += [addr.eq(addr + 1), left.eq(left - 1)]
+                        with m.If(left == 1):
+                            m.next = "HEADER"
+
+            with m.State("READ"):
+                with m.Switch(target):
+                    for number, value in {
+                        Register.MAGIC: MAGIC, Register.SIGNATURE: config.signature,
+                        Register.CYCLES: cycles, Register.SATURATIONS: saturations,
+                        Register.PASSES: passes, Register.ERRORS: error,
+                    }.items():
+                        with m.Case(number):
+                            m.d.sync += answer.eq(value)
+                    with m.Default():
+                        m.d.sync += [answer.eq(0), error.eq(1)]
+                m.next = "ANSWER"
+
+            with m.State("ANSWER"):
+                m.d.comb += self.o.valid.eq(1)
+                with m.If(self.o.ready):
+                    m.next = "HEADER"
+        return m

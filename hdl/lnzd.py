@@ -1,0 +1,142 @@
+"""Leading-non-zero detection: a tree of 4-input nodes over the PEs (EIE, section IV)."""
+
+from amaranth import *
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from openese.model.config import EngineConfig
+
+from .layouts import scan_layout
+
+__all__ = ["ARITY", "LnzdNode", "LnzdTree"]
+
+#: Children of a node.
+ARITY = 4
+
+
+class LnzdNode(wiring.Component):
+    """Merges up to four scan streams row by row, dropping zeros.
+
+    Each child gives the items of a row in lane order and marks the final one ``last``; a row
+    without non-zero activations is a single item with ``nonzero`` = 0. The node waits until all
+    children that still have items in the row have one at hand, and gives the non-zero items in
+    lane order, or a single zero item when the whole row is zero. "Non-zero" means not equal to
+    zero: negative activations pass.
+
+    Latency: 1 cycle. Throughput: 1 item per cycle; a row takes ``max(1, non-zeros)`` cycles.
+
+    Parameters
+    ----------
+    config
+        Engine configuration.
+    children
+        1 to 4.
+    lane_bits
+        Width of the lane of a child's items.
+
+    Members
+    -------
+    i : ``In(stream.Signature(scan_layout(config, lane_bits))).array(children)``
+    o : ``Out(stream.Signature(scan_layout(config, lane_bits + 2)))``
+    """
+
+    def __init__(self, config: EngineConfig, children: int, lane_bits: int):
+        if not 1 <= children <= ARITY:
+            raise ValueError(f"children must be 1 to {ARITY}, not {children!r}")
+        self._children = children
+        self._lane_bits = lane_bits
+        self._o_layout = scan_layout(config, lane_bits + 2)
+        super().__init__({
+            "i": In(stream.Signature(scan_layout(config, lane_bits))).array(children),
+            "o": Out(stream.Signature(self._o_layout)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        heads = list(self.i)
+        count = self._children
+
+        # Children whose items of this row have all been taken.
+        done = Signal(count)
+        pending = Signal(count)
+        chosen = Signal(count)
+        m.d.comb += [
+            pending.eq(Cat(h.payload.nonzero for h in heads) & ~done),
+            chosen.eq(pending & -pending),
+        ]
+        present = (Cat(h.valid for h in heads) | done).all()
+        finished = Signal(count)
+        m.d.comb += finished.eq(
+            done | ~pending | (chosen & Cat(h.payload.last for h in heads)))
+
+        item = Signal(self._o_layout)
+        m.d.comb += [item.nonzero.eq(pending.any()), item.last.eq(finished.all())]
+        for k, head in enumerate(heads):
+            with m.If(chosen[k]):
+                m.d.comb += item.value.eq(head.payload.value)
+                lane = Const(k, 2)
+                if self._lane_bits:
+                    lane = Cat(head.payload.lane, lane)
+                m.d.comb += item.lane.eq(lane)
+
+        # Two registers, so that `ready` needs no path through the tree.
+        spare = Signal(self._o_layout, reset_less=True)
+        head = Signal(self._o_layout, reset_less=True)
+        spare_valid = Signal()
+        take = Signal()
+        m.d.comb += [take.eq(present & ~spare_valid), self.o.payload.eq(head)]
+        for k, child in enumerate(heads):
+            # A child's zero row is dropped together with whichever item is taken.
+            m.d.comb += child.ready.eq(take & ~done[k] & (chosen[k] | ~pending[k]))
+        with m.If(take):
+            m.d.sync += done.eq(Mux(finished.all(), 0, finished))
+        with m.If(self.o.ready | ~self.o.valid):
+            m.d.sync += [
+                head.eq(Mux(spare_valid, spare, item)),
+                self.o.valid.eq(spare_valid | take),
+                spare_valid.eq(0),
+            ]
+        with m.Elif(take):
+            m.d.sync += [spare.eq(item), spare_valid.eq(1)]
+        return m
+
+
+class LnzdTree(wiring.Component):
+    """The tree over all PEs: rows of activations in, their non-zero elements out in order.
+
+    Latency: ``config.lnzd_levels`` cycles. Throughput: a row takes ``max(1, non-zeros)`` cycles.
+
+    Parameters
+    ----------
+    config
+        Engine configuration.
+
+    Members
+    -------
+    i : ``In(stream.Signature(scan_layout(config, 0))).array(n_pes)``
+    o : ``Out(stream.Signature(scan_layout(config, 2 * lnzd_levels)))``
+        ``lane`` is the PE.
+    """
+
+    def __init__(self, config: EngineConfig):
+        self._config = config
+        super().__init__({
+            "i": In(stream.Signature(scan_layout(config, 0))).array(config.n_pes),
+            "o": Out(stream.Signature(scan_layout(config, 2 * config.lnzd_levels))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        heads = [wiring.flipped(i) for i in self.i]
+        for level in range(self._config.lnzd_levels):
+            nodes = []
+            for k in range(0, len(heads), ARITY):
+                children = heads[k:k + ARITY]
+                node = LnzdNode(self._config, len(children), 2 * level)
+                m.submodules[f"node_{level}_{k // ARITY}"] = node
+                for head, port in zip(children, node.i, strict=True):
+                    wiring.connect(m, head, port)
+                nodes.append(node)
+            heads = [node.o for node in nodes]
+        wiring.connect(m, heads[0], wiring.flipped(self.o))
+        return m
