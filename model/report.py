@@ -1,0 +1,141 @@
+"""The papers' compression table for a network, from the bytes its file really takes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from openese.model import gaps
+from openese.model.ese_file import code_layer, to_bytes
+from openese.model.network import CompressedLinear, CompressedNetwork
+
+__all__ = ["format_report", "network_report"]
+
+
+@dataclass
+class _Sums:
+    """Quantities of one layer that add up over layers; the table's columns follow from them."""
+
+    weights: int = 0
+    nnz: int = 0
+    fillers: int = 0
+    # Bits of the codes and of the indices of kept weights: at fixed widths, and Huffman-coded.
+    code_fixed: int = 0
+    index_fixed: int = 0
+    code_huffman: int = 0
+    index_huffman: int = 0
+    original_bytes: int = 0
+    pq_bits: int = 0
+    bytes: int = 0
+    sharing_bits: int = 0
+
+    def __add__(self, other: "_Sums") -> "_Sums":
+        return _Sums(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
+
+    def columns(self) -> dict:
+        def per_entry(bits: int) -> float:
+            return bits / self.nnz if self.nnz else 0.0
+
+        return {
+            "weights": self.weights, "nnz": self.nnz, "density": self.nnz / self.weights,
+            "code_bits": per_entry(self.code_fixed), "index_bits": per_entry(self.index_fixed),
+            "huffman_code_bits": per_entry(self.code_huffman),
+            "huffman_index_bits": per_entry(self.index_huffman), "fillers": self.fillers,
+            "original_bytes": self.original_bytes, "bytes": self.bytes,
+            "rate_pq": 8 * self.original_bytes / self.pq_bits,
+            "rate": self.original_bytes / self.bytes,
+            "sharing_ratio": 32 * self.nnz / self.sharing_bits,
+        }
+
+
+def network_report(network: CompressedNetwork) -> dict:
+    """Sizes of every layer and of the whole network, as in Deep Compression's tables.
+
+    Returns a dict with the following keys for the network, and the same for each layer in the
+    list ``rows``, there with ``name`` and ``shape`` (outputs, inputs) as well.
+
+    ============================================  ==================================================
+    ``weights``, ``nnz``, ``density``             all weights, those kept, and their ratio
+    ``code_bits``, ``index_bits``                 bits per kept weight at fixed widths, pruned and
+                                                  shared (P+Q): codes as wide as the codebook
+                                                  needs, relative indices of the width for which
+                                                  the layer gets smallest
+    ``fillers``                                   entries without a weight that gaps too large for
+                                                  such an index need
+    ``huffman_code_bits``,                        bits per kept weight as in the file (P+Q+H),
+    ``huffman_index_bits``                        Huffman tables included
+    ``original_bytes``                            weights and biases in float32
+    ``bytes``                                     bytes in the file: of a layer its weights,
+                                                  codebook, tables and biases; of the network the
+                                                  whole file
+    ``rate_pq``                                   ``original_bytes`` over the size at fixed widths
+                                                  with fillers, float32 codebook and biases
+    ``rate``                                      ``original_bytes / bytes``, the true rate
+    ``sharing_ratio``                             Deep Compression's r = nb / (n log2 k + k b) for
+                                                  the n kept weights of b = 32 bits and k = 2**code
+                                                  bits: what sharing alone would give
+    ============================================  ==================================================
+    """
+    rows, total = [], _Sums()
+    for layer in network.layers:
+        sums = _measure(layer)
+        total = total + sums
+        rows.append({"name": layer.name, "shape": [layer.out_features, layer.in_features],
+                     **sums.columns()})
+    # Only the network as a whole pays for header, names and checksum.
+    total.bytes = len(to_bytes(network))
+    return {**total.columns(), "rows": rows}
+
+
+def _measure(layer: CompressedLinear) -> _Sums:
+    coding = code_layer(layer)
+    code_bits, nnz = layer.code_bits, layer.nnz
+    width, fillers = _best_index(layer)
+    codebook_bits = 32 << code_bits
+    outputs = layer.out_features if layer.bias is not None else 0
+    weights = layer.in_features * layer.out_features
+    return _Sums(
+        weights=weights, nnz=nnz, fillers=fillers, code_fixed=code_bits * nnz,
+        index_fixed=width * nnz, code_huffman=len(coding.code_stream),
+        index_huffman=len(coding.gap_stream), original_bytes=4 * (weights + outputs),
+        pq_bits=(nnz + fillers) * (code_bits + width) + codebook_bits + 32 * outputs,
+        bytes=coding.bytes, sharing_bits=code_bits * nnz + codebook_bits)
+
+
+def _best_index(layer: CompressedLinear) -> tuple[int, int]:
+    """Width of relative indices that takes fewest bits, walking by rows or by columns; fillers."""
+    rows, columns = layer.row_idx.astype(np.int64), layer.columns
+    choices = []
+    for position in (np.sort(rows * layer.in_features + columns),
+                     columns * layer.out_features + rows):
+        gap = np.diff(position, prepend=-1) - 1
+        for width in range(1, gaps.MAX_WIDTH + 1):
+            fillers = int((gap >> width).sum())
+            choices.append(((layer.nnz + fillers) * (layer.code_bits + width), width, fillers))
+    return min(choices)[1:]
+
+
+def format_report(report: dict) -> str:
+    """The report of `network_report` as a plain text table."""
+    head = ["layer", "shape", "weights", "kept", "density", "code bits", "with H", "index bits",
+            "with H", "bytes", "rate P+Q", "rate P+Q+H"]
+    table = [head]
+    for row in [*report["rows"], {**report, "name": "total", "shape": []}]:
+        table.append([
+            row["name"], " x ".join(map(str, row["shape"])), f"{row['weights']:,}",
+            f"{row['nnz']:,}", f"{row['density']:.1%}", f"{row['code_bits']:.1f}",
+            f"{row['huffman_code_bits']:.2f}", f"{row['index_bits']:.1f}",
+            f"{row['huffman_index_bits']:.2f}", f"{row['bytes']:,}",
+            *(f"{1 / row[key]:.2%} ({row[key]:.1f}x)" for key in ("rate_pq", "rate"))])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(cell.ljust(width) if i < 2 else cell.rjust(width)
+                       for i, (cell, width) in enumerate(zip(cells, widths, strict=True))).rstrip()
+             for cells in table]
+    lines.insert(1, "-" * max(map(len, lines)))
+    lines.insert(-1, lines[1])
+    return "\n".join([
+        *lines, "",
+        f"file: {report['bytes']:,} bytes of {report['original_bytes']:,}, true rate "
+        f"{report['rate']:.1f}x; r = nb / (n log2 k + k b) = {report['sharing_ratio']:.1f}x "
+        "(weight sharing alone)",
+        "P pruned, Q shared, H Huffman-coded; bits per kept weight; rates include fillers, "
+        "codebooks, tables and biases"])
