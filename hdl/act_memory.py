@@ -75,8 +75,8 @@ class ActMemory(wiring.Component):
             write.en.eq(mine | self.i_result.valid),
             write.addr.eq(Mux(self.i_result.valid, result.act, beat.act)),
             write.data.eq(Mux(self.i_result.valid, result.value, beat.value)),
-            Assert(~(mine & self.i_result.valid), "input and write-back met"),
         ]
+        m.d.sync += Assert(~(mine & self.i_result.valid), "input and write-back met")
 
         # Stage 0 walks the rows, stage 1 waits for the memory, stage 2 holds the item.
         scan = self.i.payload.args.scan

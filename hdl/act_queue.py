@@ -55,5 +55,5 @@ class ActQueue(wiring.Component):
             queue.r_en.eq(self.o.ready),
             self.almost_full.eq(queue.level >= self._config.queue_depth),
         ]
-        m.d.comb += Assert(~queue.w_en | queue.w_rdy, "activation queue overflow")
+        m.d.sync += Assert(~queue.w_en | queue.w_rdy, "activation queue overflow")
         return m
