@@ -279,35 +279,39 @@ def _quantise_layer(layer: CompressedLinear, in_frac: int, widths: Widths) -> Qu
         raise ModelError(f"layer {layer.name!r}: weights and biases must be finite (NaN or "
                          f"infinity found): train it again")
 
-    notes = []
+    coarser_weights, coarser_outputs = [], []
     out_frac = _bias_frac(layer, bias, widths)
     if out_frac < layer.out_frac:
-        notes.append(f"out_frac lowered from {layer.out_frac} to {out_frac}: the largest bias "
-                     f"({np.abs(bias).max():g}) needs it to fit bias_bits ({widths.bias_bits})")
+        coarser_outputs.append(
+            f"out_frac lowered from {layer.out_frac} to {out_frac}: the largest bias "
+            f"({np.abs(bias).max():g}) needs it to fit bias_bits ({widths.bias_bits})")
 
     finest = QFormat.covering(widths.weight_bits, float(np.abs(values).max()), _FINEST).frac
     frac = _accumulator_frac(layer, values, finest, widths)
     if frac < finest:
-        notes.append(f"weight_frac lowered from {finest} to {frac}: the accumulator "
-                     f"(acc_bits {widths.acc_bits}) must hold every possible sum")
+        coarser_weights.append(
+            f"weight_frac lowered from {finest} to {frac}: the accumulator (acc_bits "
+            f"{widths.acc_bits}) must hold every possible sum")
 
     shift = in_frac + frac - out_frac
     if shift > widths.shift_max:
         lowered = frac - (shift - widths.shift_max)
-        if layer.nnz:
-            notes.append(f"weight_frac lowered from {frac} to {lowered}: the write-back shifts "
-                         f"by at most {widths.shift_max}")
+        if values.any():
+            coarser_weights.append(
+                f"weight_frac lowered from {frac} to {lowered}: the write-back shifts by at most "
+                f"{widths.shift_max}")
         frac = lowered
     elif shift < widths.shift_min:
         lowered = out_frac - (widths.shift_min - shift)
-        notes.append(f"out_frac lowered from {out_frac} to {lowered}: the write-back shifts by "
-                     f"at least {widths.shift_min}")
+        coarser_outputs.append(
+            f"out_frac lowered from {out_frac} to {lowered}: the write-back shifts by at least "
+            f"{widths.shift_min}")
         out_frac = lowered
     if layer.out_frac - out_frac > widths.act_bits - 2:
         raise ModelError(
-            f"layer {layer.name!r}: nothing but the sign of its outputs would be left ({notes[-1]})"
-            f": calibrate the network again, or use an engine with a smaller shift_base or a "
-            f"larger bias_bits")
+            f"layer {layer.name!r}: nothing but the sign of its outputs would be left "
+            f"({'; '.join(coarser_outputs)}): calibrate the network again, or use an engine with "
+            f"a smaller shift_base or larger bias_bits")
 
     codebook, clipped = QFormat(widths.weight_bits, frac).quantise(values)
     if clipped:
@@ -315,7 +319,7 @@ def _quantise_layer(layer: CompressedLinear, in_frac: int, widths: Widths) -> Qu
                          f"beyond every format: train it again")
     vanished = values[(codebook == 0) & (values != 0)]
     if vanished.size:
-        why = notes[-1] if frac < finest else f"its largest is {np.abs(values).max():g}"
+        why = "; ".join(coarser_weights) or f"the largest is {np.abs(values).max():g}"
         raise ModelError(
             f"layer {layer.name!r}: the shared weight {vanished[0]:g} would become 0 at "
             f"weight_frac {frac} ({why}): prune it, or use an engine with larger weight_bits, "
@@ -325,7 +329,8 @@ def _quantise_layer(layer: CompressedLinear, in_frac: int, widths: Widths) -> Qu
         row_idx=layer.row_idx, code=layer.code, codebook=codebook, weight_frac=frac,
         bias=QFormat(widths.bias_bits, out_frac + widths.bias_guard).quantise(bias)[0],
         in_frac=in_frac, out_frac=out_frac, shift=in_frac + frac - out_frac, relu=layer.relu,
-        rescaled_bits=finest - frac if layer.nnz else 0, adjustments=tuple(notes))
+        rescaled_bits=finest - frac if values.any() else 0,
+        adjustments=(*coarser_weights, *coarser_outputs))
 
 
 def _bias_frac(layer: CompressedLinear, bias: NDArray, widths: Widths) -> int:
