@@ -48,7 +48,7 @@ def accumulate(layer: QuantisedLayer, x: NDArray) -> NDArray[np.int64]:
     """Accumulators ``W x`` of raw activations ``(n, cols)``: int64 ``(n, rows)``, exact.
 
     The layer must be one of a `QuantisedNetwork`, whose accumulators are proved to fit 48 bits.
-    Temporary memory stays near 100 MB whatever the sizes.
+    Temporaries: some 100 MB, and 24 bytes per stored weight.
     """
     # Float64 matrix products run in BLAS, int64 ones do not, and here they are exact in any order
     # of summation: all terms are integers and the proof bounds every partial sum below 2**47.

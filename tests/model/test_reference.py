@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from openese.model import reference
 from openese.model.config import EngineConfig
-from openese.model.quantise import QuantisedLayer, QuantisedNetwork, Widths, quantise
+from openese.model.network import CompressedLinear, CompressedNetwork
+from openese.model.quantise import (
+    QuantisedLayer,
+    QuantisedNetwork,
+    Widths,
+    accumulator_bound,
+    quantise,
+)
 from openese.model.random_network import random_inputs, random_network
 from openese.model.reference import accumulate, output_snr_db, run_reference, write_back
 
@@ -207,6 +214,21 @@ def test_signal_to_noise_ratio():
     assert output_snr_db([1.0], [1.0]) == inf
     assert output_snr_db([0.0], [0.0]) == inf
     assert output_snr_db([0.0], [1.0]) == -inf
+
+
+def test_worked_example_of_the_documentation():
+    layer = CompressedLinear.from_codes("fc", [[1, 2]], [0, 0.8, -0.3, 0], [0.1], relu=False,
+                                        out_frac=12)
+    network = quantise(CompressedNetwork([layer], 8), CONFIG)
+    quantised, = network.layers
+    assert quantised.codebook.tolist() == [0, 26214, -9830, 0]
+    assert (quantised.weight_frac, quantised.shift) == (15, 11)
+    assert accumulator_bound(quantised, 16) == 1_181_089_792
+    assert quantised.bias.tolist() == [1638]
+    inputs, _ = network.quantise_input([[1.5, -0.75]])
+    assert inputs.tolist() == [[384, -192]]
+    assert accumulate(quantised, inputs).tolist() == [[11_953_536]]
+    assert run_reference(network, inputs).outputs.tolist() == [[6246]]
 
 
 def test_two_layers_share_nothing():
