@@ -86,7 +86,7 @@ def extract_chain(model: nn.Module) -> list[ChainLayer]:
 def _trace(model: nn.Module) -> fx.Graph:
     modes = [(module, module.training) for module in model.modules()]
     for path, module in model.named_modules():
-        _check_hooks(path, module)
+        _check_plain(path, module)
     model.eval()
     try:
         return _Tracer().trace(model)
@@ -100,11 +100,16 @@ def _trace(model: nn.Module) -> fx.Graph:
             module.training = mode
 
 
-def _check_hooks(path: str, module: nn.Module) -> None:
+def _check_plain(path: str, module: nn.Module) -> None:
     if module._forward_hooks or module._forward_pre_hooks:
         raise UnsupportedModuleError(
             f"module {path!r} ({type(module).__name__}) has forward hooks, which may change what "
             f"it computes; remove them first (torch.nn.utils.prune.remove, remove_weight_norm)")
+    if "forward" in vars(module):
+        # Tracing follows the class's forward and would miss this one.
+        raise UnsupportedModuleError(
+            f"module {path!r} ({type(module).__name__}) has a forward of its own, set on the "
+            f"object; define it in a class instead")
 
 
 def _is_shape(node: fx.Node) -> bool:
@@ -136,7 +141,10 @@ def _owner(node: fx.Node) -> str:
 
 
 def _what(node: fx.Node) -> str:
+    """An operation of the trace and where it stands, for people."""
     target = node.target
+    if node.op == "call_module":
+        return f"module {target!r}"
     name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
     return f"{name!r} {_owner(node)}"
 

@@ -86,8 +86,11 @@ def kmeans(values: ArrayLike, k: int, *, init: str = "linear", seed: int = 0,
             # The worst represented value of an interval is one of its ends.
             ends = np.concatenate((data[first[used]], data[end[used] - 1]))
             error = np.abs(ends - np.tile(centroids[used], 2))
-            moved = np.unique(ends[np.argsort(-error, kind="stable")[:np.count_nonzero(~used)]])
-            centroids = np.sort(np.concatenate((centroids[used], moved)))
+            idle = np.flatnonzero(~used)
+            worst = np.argsort(-error, kind="stable")[:len(idle)]
+            worst = worst[error[worst] > 0]
+            centroids[idle[:len(worst)]] = ends[worst]
+            centroids.sort()
     return np.unique(centroids)
 
 
@@ -132,7 +135,8 @@ def share_weights(weight: ArrayLike, code_bits: int, *, init: str = "linear", se
         centroids = kmeans(values, len(codebook) - 1, init=init, seed=seed).astype(np.float32)
         index = _nearest(centroids, values)
         if not np.array_equal(centroids[index], values):
-            floor = np.abs(centroids).max() * np.float32(SMALLEST)
+            largest = np.abs(centroids).max() or np.float32(np.abs(values).max())
+            floor = largest * np.float32(SMALLEST)
             small = np.abs(centroids) < floor
             centroids = np.unique(np.where(small, np.copysign(floor, centroids), centroids))
             index = _nearest(centroids, values)

@@ -1,0 +1,245 @@
+"""Pruning is exact in count, and masks hold under every optimizer while everything else trains."""
+
+import pytest
+import torch
+from torch import nn
+
+from openese.model.prune import (
+    Masks,
+    density_mask,
+    linear_weights,
+    quality_mask,
+    resolve_weight,
+)
+
+
+def make_model(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4))
+
+
+def step(model, optimizer, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(16, 12, generator=generator)
+    y = torch.randint(0, 4, (16,), generator=generator)
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("density", [0, 0.001, 0.08, 1 / 3, 0.5, 0.999, 1])
+def test_density_is_an_exact_count(density):
+    weight = torch.randn(37, 53, generator=torch.Generator().manual_seed(1))
+    mask = density_mask(weight, density)
+    assert mask.dtype == torch.bool
+    assert mask.shape == weight.shape
+    assert int(mask.sum()) == round(density * weight.numel())
+    if 0 < density < 1 and mask.any():
+        assert weight[mask].abs().min() >= weight[~mask].abs().max()
+
+
+def test_density_breaks_ties_by_position():
+    weight = torch.tensor([[1.0, -1.0, 1.0], [-1.0, 2.0, 1.0]])
+    assert density_mask(weight, 0.5).tolist() == [[True, True, False], [False, True, False]]
+
+
+def test_density_never_keeps_a_weight_that_is_zero():
+    weight = torch.tensor([[0.0, 3.0, 0.0, -1.0]])
+    assert density_mask(weight, 0.75).tolist() == [[False, True, False, True]]
+    assert not density_mask(torch.zeros(3, 4), 1.0).any()
+
+
+def test_quality_is_a_threshold_in_standard_deviations():
+    weight = torch.tensor([[3.0, -3.0, 1.0, -1.0]])
+    deviation = 5**0.5
+    kept = quality_mask(weight, 1.0)
+    assert kept.tolist() == [[True, True, False, False]]
+    assert quality_mask(weight, 3.01 / deviation).sum() == 0
+    assert quality_mask(weight, 0).all()
+    # Weights pruned before do not count: the deviation is that of what is left.
+    padded = torch.cat((weight, torch.zeros(1, 4)))
+    assert quality_mask(padded, 1.0).tolist() == [[True, True, False, False], [False] * 4]
+    assert not quality_mask(torch.zeros(2, 2), 0).any()
+
+
+@pytest.mark.parametrize(("call", "text"), [
+    (lambda m: Masks.by_density(m, 1.5), "'0.weight': density must be 0 to 1, not 1.5"),
+    (lambda m: Masks.by_density(m, {"2": -1}), "'2.weight': density must be 0 to 1, not -1"),
+    (lambda m: Masks.by_quality(m, -0.5), "'0.weight': quality must be 0 or more, not -0.5"),
+    (lambda m: Masks.by_density(m, {"fc": 0.5}),
+     "no weight 'fc'; its matrices: '0.weight', '2.weight'"),
+    (lambda m: Masks.by_density(m, {"0.bias": 0.5}), r"'0.bias' is no matrix: shape \(10,\)"),
+    (lambda m: Masks.by_density(nn.ReLU(), 0.5), "no nn.Linear to prune"),
+    (lambda m: Masks(m, {"0": torch.ones(10, 12)}), r"'0.weight' must be bool \(10, 12\)"),
+    (lambda m: Masks(m, {"0": torch.ones(2, 2, dtype=torch.bool)}), r"not torch.bool \(2, 2\)"),
+])
+def test_wrong_arguments_are_named(call, text):
+    with pytest.raises(ValueError, match=text):
+        call(make_model())
+
+
+def test_layers_by_path_leave_the_others_alone():
+    model = make_model()
+    masks = Masks.by_density(model, {"2": 0.25})
+    masks.apply()
+    assert masks.names == ["2.weight"]
+    assert int((model[2].weight != 0).sum()) == 10
+    assert (model[0].weight != 0).all()
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "momentum+decay": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.05),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "adam+decay": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.05),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("held", [False, True])
+def test_masks_hold_across_steps_and_kept_weights_train(name, held):
+    model = make_model()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    # Steps before pruning fill momentum and Adam's moments: those revive pruned weights.
+    for seed in range(5):
+        step(model, optimizer, seed)
+    masks = Masks.by_density(model, 0.3)
+    masks.apply()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    if held:
+        masks.hold(optimizer)
+    for seed in range(30):
+        step(model, optimizer, seed)
+        if not held:
+            masks.apply()
+        for path, weight in linear_weights(model).items():
+            assert torch.equal(weight != 0, masks[path]), f"step {seed}"
+            assert not torch.signbit(weight[~masks[path]]).any()
+            assert (weight.grad[~masks[path]] == 0).all()
+    for path, parameter in model.named_parameters():
+        changed = parameter != before[path]
+        assert changed[masks[path] if path in masks.names else ...].any()
+
+
+def test_without_masks_momentum_revives_pruned_weights():
+    """The failure that the test above guards against is real in this very setting."""
+    model = make_model()
+    optimizer = OPTIMIZERS["momentum"](model.parameters())
+    step(model, optimizer, 0)
+    masks = Masks.by_density(model, 0.3)
+    masks.apply()
+    step(model, optimizer, 1)
+    assert (model[0].weight[~masks["0.weight"]] != 0).any()
+
+
+def test_hold_can_be_removed():
+    model = make_model()
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    handle = Masks.by_density(model, 0.1).hold(optimizer)
+    assert int((model[0].weight != 0).sum()) == 12
+    handle.remove()
+    step(model, optimizer, 0)
+    assert int((model[0].weight != 0).sum()) > 12
+
+
+def test_a_bias_of_zero_trains():
+    model = make_model()
+    with torch.no_grad():
+        model[0].bias.zero_()
+    optimizer = OPTIMIZERS["momentum"](model.parameters())
+    Masks.by_density(model, 0.3).hold(optimizer)
+    step(model, optimizer, 0)
+    assert (model[0].bias != 0).any()
+
+
+def test_all_pruned_and_nothing_pruned():
+    model = make_model()
+    masks = Masks.by_density(model, {"0": 0.0, "2": 1.0})
+    masks.apply()
+    assert (model[0].weight == 0).all()
+    assert (model[2].weight != 0).all()
+    rows = masks.table()
+    assert (rows[0].nonzeros, rows[0].threshold, rows[0].rate) == (0, 0.0, float("inf"))
+    assert (rows[1].nonzeros, rows[1].density, rows[1].rate) == (40, 1.0, 1.0)
+
+
+def test_table_counts_and_threshold():
+    model = make_model()
+    masks = Masks.by_density(model, 0.25)
+    masks.apply()
+    row = masks.table()[0]
+    weight = model[0].weight.detach()
+    alive = weight[weight != 0].abs()
+    assert (row.name, row.weights, row.nonzeros) == ("0.weight", 120, 30)
+    assert row.threshold == float(alive.min())
+    assert row.rate == 4
+
+
+def test_pruning_further_keeps_a_subset():
+    model = make_model()
+    first = Masks.by_density(model, 0.5)
+    first.apply()
+    second = Masks.by_density(model, 0.2)
+    assert (first["0.weight"] | ~second["0.weight"]).all()
+    assert torch.equal(Masks.from_zeros(model)["0.weight"], first["0.weight"])
+
+
+def test_resumed_training_is_the_same_training(tmp_path):
+    def run(model, optimizer, masks, seeds):
+        handle = masks.hold(optimizer)
+        for seed in seeds:
+            step(model, optimizer, seed)
+        handle.remove()
+
+    model = make_model()
+    optimizer = OPTIMIZERS["momentum+decay"](model.parameters())
+    masks = Masks.by_density(model, 0.3)
+    run(model, optimizer, masks, range(4))
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                "masks": masks.state_dict()}, tmp_path / "state.pt")
+    run(model, optimizer, masks, range(4, 8))
+
+    resumed = make_model(seed=9)
+    again = OPTIMIZERS["momentum+decay"](resumed.parameters())
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed.load_state_dict(state["model"])
+    again.load_state_dict(state["optimizer"])
+    masks = Masks.by_density(resumed, 1.0)
+    masks.load_state_dict(state["masks"])
+    run(resumed, again, masks, range(4, 8))
+    for ours, theirs in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_loading_masks_of_another_model_changes_nothing():
+    masks = Masks.by_density(make_model(), 0.5)
+    before = masks.state_dict()
+    other = Masks.by_density(nn.Sequential(nn.Linear(3, 3)), 0.5).state_dict()
+    with pytest.raises(ValueError, match=r"mask of '0.weight' must be bool"):
+        masks.load_state_dict(other)
+    assert torch.equal(masks["0.weight"], before["0.weight"])
+
+
+def test_matrices_of_a_recurrent_layer_by_path():
+    """A masked LSTM goes on training, and its pruned weights stay 0."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"rnn": nn.LSTM(6, 5), "out": nn.Linear(5, 2)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    masks = Masks.by_density(model, {"rnn.weight_ih_l0": 0.2, "rnn.weight_hh_l0": 0.3, "out": 1})
+    masks.hold(optimizer)
+    before = model["rnn"].weight_hh_l0.detach().clone()
+    for _ in range(3):
+        optimizer.zero_grad()
+        hidden, _ = model["rnn"](torch.randn(7, 4, 6))
+        model["out"](hidden).square().mean().backward()
+        optimizer.step()
+    weight = model["rnn"].weight_hh_l0
+    assert int((weight != 0).sum()) == round(0.3 * weight.numel())
+    assert (weight != before)[masks["rnn.weight_hh_l0"]].any()
+
+
+def test_resolve_weight_of_a_lone_linear():
+    assert resolve_weight(nn.Linear(2, 3), "") == "weight"
+    assert list(linear_weights(nn.Linear(2, 3))) == ["weight"]
