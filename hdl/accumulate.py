@@ -6,6 +6,8 @@ from amaranth.lib.wiring import In, Out
 
 from openese.model.config import ACC_LATENCY, EngineConfig
 
+from .checks import checked_config
+
 __all__ = ["Accumulate"]
 
 
@@ -33,12 +35,17 @@ class Accumulate(wiring.Component):
     product : ``In(signed(act_bits + weight_bits))``
     drained : ``Out(signed(acc_bits))``
     busy : ``Out(1)``
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
     """
 
     LATENCY = ACC_LATENCY
 
     def __init__(self, config: EngineConfig):
-        self._config = config
+        self._config = checked_config(config)
         # Zero at power-up; after a reset the sequencer clears what a broken-off run left.
         self.words = memory.MemoryData(shape=config.acc_bits, depth=config.acc_depth, init=[])
         super().__init__({

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from openese.model.config import ACT_READ_LATENCY, EngineConfig
 
+from .checks import checked_config
 from .layouts import Kind, broadcast_signature, scan_layout
 from .write_back import result_layout
 
@@ -46,12 +47,17 @@ class ActMemory(wiring.Component):
     i_input : ``In(stream.Signature(lane_layout(config), always_ready=True))``
     i_result : ``In(stream.Signature(result_layout(config), always_ready=True))``
     o : ``Out(stream.Signature(scan_layout(config, 0)))``
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
     """
 
     LATENCY = ACT_READ_LATENCY
 
     def __init__(self, config: EngineConfig):
-        self._config = config
+        self._config = checked_config(config)
         self.words = memory.MemoryData(
             shape=signed(config.act_bits), depth=config.act_depth, init=[])
         super().__init__({

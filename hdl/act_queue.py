@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from openese.model.config import EngineConfig
 
+from .checks import checked_config
 from .layouts import start_layout
 
 __all__ = ["ActQueue"]
@@ -31,10 +32,15 @@ class ActQueue(wiring.Component):
     o : ``Out(stream.Signature(start_layout(config)))``
     almost_full : ``Out(1)``
         Combinational: ``queue_depth`` columns or more are waiting.
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
     """
 
     def __init__(self, config: EngineConfig):
-        self._config = config
+        self._config = checked_config(config)
         layout = start_layout(config)
         super().__init__({
             "i": In(stream.Signature(layout, always_ready=True)),

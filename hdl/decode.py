@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from openese.model.config import EngineConfig
 
+from .checks import checked_config, checked_contents
 from .layouts import Kind, broadcast_signature, entry_layout
 
 __all__ = ["Decode"]
@@ -37,12 +38,20 @@ class Decode(wiring.Component):
     row : ``Out(acc_addr_bits)``
     valid : ``Out(1)``
         ``row`` belongs to an entry, one cycle after that entry came in.
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
+    ValueError
+        More words than the memory holds, or a word that is not an unsigned integer of its width.
     """
 
     def __init__(self, config: EngineConfig, init=()):
-        self._config = config
+        self._config = checked_config(config)
         self.codebook = memory.MemoryData(
-            shape=config.weight_bits, depth=config.codebook_depth, init=init)
+            shape=config.weight_bits, depth=config.codebook_depth,
+            init=checked_contents("codebook", init, config.codebook_depth, config.weight_bits))
         super().__init__({
             "i_broadcast": In(broadcast_signature(config)),
             "i": In(stream.Signature(entry_layout(config), always_ready=True)),

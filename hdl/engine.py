@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from openese.model.compile import Image
 from openese.model.config import EngineConfig
 
+from .checks import checked_config
 from .fan import ARITY, BroadcastTree, StatusTree
 from .host import HostInterface
 from .input_buffer import InputBuffer
@@ -50,11 +51,16 @@ class Engine(wiring.Component):
 
     Raises
     ------
+    TypeError
+        ``config`` is no `EngineConfig`, or ``image`` no `Image`.
     ValueError
         The image was compiled for another configuration.
     """
 
     def __init__(self, config: EngineConfig, image: Image | None = None):
+        checked_config(config)
+        if image is not None and not isinstance(image, Image):
+            raise TypeError(f"image must be a compiled Image or None, not {image!r}")
         if image is not None and image.config != config:
             raise ValueError(
                 "image was compiled for another engine configuration; compile it for this one")

@@ -1,15 +1,26 @@
 """Registered trees that carry messages to all PEs and their status back."""
 
 from amaranth import *
-from amaranth.lib import wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from openese.model.config import EngineConfig
+
+from .checks import checked_config
 
 __all__ = ["ARITY", "BroadcastTree", "Relay", "StatusNode", "StatusTree"]
 
 #: Children of a tree node.
 ARITY = 8
+
+
+def _always_ready(signature: stream.Signature) -> stream.Signature:
+    """`signature` itself, or ``TypeError``: a tree has no way to pass backpressure on."""
+    if (not isinstance(signature, stream.Signature) or not signature.always_ready
+            or signature.always_valid):
+        raise TypeError(f"signature must be an always-ready stream with a valid signal, "
+                        f"not {signature!r}")
+    return signature
 
 
 class Relay(wiring.Component):
@@ -29,9 +40,15 @@ class Relay(wiring.Component):
     -------
     i : ``In(signature)``
     o : ``Out(signature)``
+
+    Raises
+    ------
+    TypeError
+        ``signature`` is no always-ready stream.
     """
 
-    def __init__(self, signature):
+    def __init__(self, signature: stream.Signature):
+        _always_ready(signature)
         super().__init__({"i": In(signature), "o": Out(signature)})
 
     def elaborate(self, platform):
@@ -59,12 +76,17 @@ class BroadcastTree(wiring.Component):
     i : ``In(signature)``
     o : ``Out(signature).array(n_groups)``
         One copy per group of 8 leaves; leaf ``p`` listens to copy ``p // 8``.
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`, or ``signature`` is no always-ready stream.
     """
 
-    def __init__(self, config: EngineConfig, signature):
-        self._levels = config.fan_levels
+    def __init__(self, config: EngineConfig, signature: stream.Signature):
+        self._levels = checked_config(config).fan_levels
         self._groups = -(-config.n_pes // ARITY)
-        self._signature = signature
+        self._signature = _always_ready(signature)
         super().__init__({"i": In(signature), "o": Out(signature).array(self._groups)})
 
     def elaborate(self, platform):
@@ -101,9 +123,16 @@ class StatusNode(wiring.Component):
     saturations : ``In(count_bits).array(children)``
     any_busy, any_stall : ``Out(1)``
     total : ``Out(count_bits + 3)``
+
+    Raises
+    ------
+    ValueError
+        A number of children out of range.
     """
 
     def __init__(self, children: int, count_bits: int):
+        if not 1 <= children <= ARITY:
+            raise ValueError(f"children must be 1 to {ARITY}, not {children!r}")
         self._children = children
         super().__init__({
             "busy": In(children), "stall": In(children),
@@ -141,10 +170,15 @@ class StatusTree(wiring.Component):
         One bit per PE.
     any_busy, any_stall : ``Out(1)``
     saturations : ``Out(1 + 3 * fan_levels)``
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
     """
 
     def __init__(self, config: EngineConfig):
-        self._config = config
+        self._config = checked_config(config)
         super().__init__({
             "busy": In(config.n_pes), "stall": In(config.n_pes), "saturated": In(config.n_pes),
             "any_busy": Out(1), "any_stall": Out(1),

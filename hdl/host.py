@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from openese.model.config import EngineConfig
 from openese.model.host import MAGIC, HostOp, InputRegister, Register, Target
 
+from .checks import checked_config
 from .layouts import Kind, broadcast_signature
 from .sequencer import program_load_layout
 
@@ -40,12 +41,24 @@ class HostInterface(wiring.Component):
         From the sequencer.
     saturations : ``In``
         Saturations in this cycle, to be added up.
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
+    ValueError
+        An input descriptor beyond the activation memory.
     """
 
-    def __init__(self, config: EngineConfig, *, in_rows: int = 0, in_base=(0, 0),
+    def __init__(self, config: EngineConfig, *, in_rows: int = 0, in_base: tuple[int, int] = (0, 0),
                  run: bool = False):
-        self._config = config
-        self._in_rows, self._in_base, self._run = in_rows, in_base, run
+        self._config = checked_config(config)
+        if not 0 <= in_rows <= config.act_depth:
+            raise ValueError(f"in_rows must be 0 to {config.act_depth}, not {in_rows!r}")
+        if len(in_base) != 2 or not all(0 <= base < config.act_depth for base in in_base):
+            raise ValueError(f"in_base must be two addresses from 0 to {config.act_depth - 1}, "
+                             f"not {in_base!r}")
+        self._in_base = in_base
         super().__init__({
             "i": In(stream.Signature(32)), "o": Out(stream.Signature(32)),
             "o_load": Out(broadcast_signature(config)),
@@ -104,18 +117,17 @@ class HostInterface(wiring.Component):
             with m.State("HEADER"):
                 m.d.comb += self.i.ready.eq(1)
                 m.d.sync += [target.eq(header.target), pe.eq(header.pe), chunk.eq(0)]
-                with m.If(self.i.valid):
-                    with m.Switch(header.op):
-                        with m.Case(HostOp.LOAD):
-                            m.next = "ADDRESS"
-                        with m.Case(HostOp.START):
-                            m.d.sync += self.run.eq(1)
-                        with m.Case(HostOp.STOP):
-                            m.d.sync += self.run.eq(0)
-                        with m.Case(HostOp.READ):
-                            m.next = "READ"
-                        with m.Default():
-                            m.d.sync += error.eq(1)
+                with m.If(self.i.valid), m.Switch(header.op):
+                    with m.Case(HostOp.LOAD):
+                        m.next = "ADDRESS"
+                    with m.Case(HostOp.START):
+                        m.d.sync += self.run.eq(1)
+                    with m.Case(HostOp.STOP):
+                        m.d.sync += self.run.eq(0)
+                    with m.Case(HostOp.READ):
+                        m.next = "READ"
+                    with m.Default():
+                        m.d.sync += error.eq(1)
 
             with m.State("ADDRESS"):
                 m.d.comb += self.i.ready.eq(1)
@@ -150,14 +162,15 @@ class HostInterface(wiring.Component):
                                 gathered.eq(word),
                                 chunk.eq(Mux(item_done, 0, chunk + 1)),
                             ]
-                        with m.Case(Target.REGISTER):
-                            with m.Switch(addr):
-                                with m.Case(InputRegister.IN_ROWS):
-                                    m.d.comb += self.flush.eq(1)
-                                    m.d.sync += self.rows.eq(self.i.payload)
-                                for k, base in enumerate(bases):
-                                    with m.Case(InputRegister.IN_BASE0 + k):
-                                        m.d.sync += base.eq(self.i.payload)
+                        with m.Case(Target.REGISTER), m.Switch(addr):
+                            with m.Case(InputRegister.IN_ROWS):
+                                m.d.comb += self.flush.eq(1)
+                                m.d.sync += self.rows.eq(self.i.payload)
+                            for k, base in enumerate(bases):
+                                with m.Case(InputRegister.IN_BASE0 + k):
+                                    m.d.sync += base.eq(self.i.payload)
+                            with m.Default():
+                                m.d.sync += error.eq(1)
                         with m.Default():
                             m.d.sync += error.eq(1)
                     with m.If(item_done):

@@ -1,11 +1,12 @@
 """Input buffer: fills the activation memories with the next vectors while one is computed."""
 
 from amaranth import *
-from amaranth.lib import stream, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from openese.model.config import EngineConfig
 
+from .checks import checked_config
 from .layouts import act_signature, input_signature
 
 __all__ = ["InputBuffer"]
@@ -21,8 +22,6 @@ class InputBuffer(wiring.Component):
     ----------
     config
         Engine configuration.
-    in_rows, in_base
-        Contents of the descriptor at power-up: rows of a vector, and the two regions.
 
     Members
     -------
@@ -38,10 +37,15 @@ class InputBuffer(wiring.Component):
         The oldest complete vector's region.
     release : ``In(1)``
         The oldest complete vector is not needed any more.
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
     """
 
     def __init__(self, config: EngineConfig):
-        self._config = config
+        self._config = checked_config(config)
         super().__init__({
             "rows": In(config.rows_bits), "act": In(config.act_addr_bits).array(2),
             "flush": In(1), "hold": In(1),

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from openese.model.config import EngineConfig
 
+from .checks import checked_config
 from .layouts import scan_layout
 
 __all__ = ["ARITY", "LnzdNode", "LnzdTree"]
@@ -38,9 +39,17 @@ class LnzdNode(wiring.Component):
     -------
     i : ``In(stream.Signature(scan_layout(config, lane_bits))).array(children)``
     o : ``Out(stream.Signature(scan_layout(config, lane_bits + 2)))``
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
+    ValueError
+        A number of children out of range.
     """
 
     def __init__(self, config: EngineConfig, children: int, lane_bits: int):
+        checked_config(config)
         if not 1 <= children <= ARITY:
             raise ValueError(f"children must be 1 to {ARITY}, not {children!r}")
         self._children = children
@@ -116,10 +125,15 @@ class LnzdTree(wiring.Component):
     i : ``In(stream.Signature(scan_layout(config, 0))).array(n_pes)``
     o : ``Out(stream.Signature(scan_layout(config, 2 * lnzd_levels)))``
         ``lane`` is the PE.
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
     """
 
     def __init__(self, config: EngineConfig):
-        self._config = config
+        self._config = checked_config(config)
         super().__init__({
             "i": In(stream.Signature(scan_layout(config, 0))).array(config.n_pes),
             "o": Out(stream.Signature(scan_layout(config, 2 * config.lnzd_levels))),

@@ -9,6 +9,7 @@ from openese.model.config import MULTIPLY_LATENCY, EngineConfig
 from .accumulate import Accumulate
 from .act_memory import ActMemory, lane_layout
 from .act_queue import ActQueue
+from .checks import checked_config
 from .decode import Decode
 from .fan import Relay
 from .layouts import Kind, broadcast_signature, scan_layout
@@ -48,10 +49,17 @@ class ProcessingElement(wiring.Component):
     o : ``Out(stream.Signature(scan_layout(config, 0)))``
     busy, almost_full, saturated : ``Out(1)``
         Registered.
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
+    ValueError
+        More words than the memory holds, or a word that is not an unsigned integer of its width.
     """
 
     def __init__(self, config: EngineConfig, *, spmat=(), ptr=(), bias=(), codebook=()):
-        self._config = config
+        self._config = checked_config(config)
         self.ptr_read = PtrRead(config, init=ptr)
         self.act_queue = ActQueue(config)
         self.spmat_read = SpMatRead(config, init=spmat)

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from openese.model.config import PTR_READ_LATENCY, EngineConfig
 
+from .checks import checked_config, checked_contents
 from .layouts import Kind, broadcast_signature, ptr_layout, start_layout
 
 __all__ = ["PtrRead"]
@@ -34,14 +35,22 @@ class PtrRead(wiring.Component):
     o : ``Out(stream.Signature(start_layout(config), always_ready=True))``
     busy : ``Out(1)``
         A column is inside.
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
+    ValueError
+        More words than the memory holds, or a word that is not an unsigned integer of its width.
     """
 
     LATENCY = PTR_READ_LATENCY
 
     def __init__(self, config: EngineConfig, init=()):
-        self._config = config
+        self._config = checked_config(config)
         self.words = memory.MemoryData(
-            shape=config.ptr_word_bits, depth=config.ptr_depth, init=init)
+            shape=config.ptr_word_bits, depth=config.ptr_depth,
+            init=checked_contents("ptr", init, config.ptr_depth, config.ptr_word_bits))
         super().__init__({
             "id": In(config.pe_bits),
             "i": In(broadcast_signature(config)),

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from openese.model.config import EngineConfig
 from openese.model.program import Op
 
+from .checks import checked_config, checked_contents
 from .layouts import (
     Kind,
     act_out_layout,
@@ -64,12 +65,21 @@ class Sequencer(wiring.Component):
         It has been scanned.
     writing : ``Out(1)``
         Write-back owns the write ports of the activation memories.
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
+    ValueError
+        More words than the memory holds, or a word that is not an unsigned integer of its width.
     """
 
     def __init__(self, config: EngineConfig, program=()):
-        self._config = config
+        self._config = checked_config(config)
         width = Shape.cast(instruction_layout(config)).width
-        self.program = memory.MemoryData(shape=width, depth=config.program_depth, init=program)
+        self.program = memory.MemoryData(
+            shape=width, depth=config.program_depth,
+            init=checked_contents("program", program, config.program_depth, width))
         super().__init__({
             "run": In(1), "idle": Out(1), "computing": Out(1), "finished": Out(1),
             "i_load": In(stream.Signature(program_load_layout(config), always_ready=True)),
@@ -156,10 +166,9 @@ class Sequencer(wiring.Component):
                     was_last.eq(instruction.last), was_input.eq(instruction.from_input),
                     wait.eq(config.drain_wait - 1),
                 ]
-                with m.If(waiting):
-                    with m.If(~self.run):
-                        m.next = "IDLE"
-                with m.Else():
+                with m.If(waiting & ~self.run):
+                    m.next = "IDLE"
+                with m.Elif(~waiting):
                     m.d.sync += pc.eq(Mux(instruction.last, 0, pc + 1))
                     with m.Switch(instruction.op):
                         with m.Case(Op.SPMV):

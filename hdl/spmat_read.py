@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from openese.model.config import SPMAT_READ_LATENCY, EngineConfig
 
+from .checks import checked_config, checked_contents
 from .layouts import Kind, broadcast_signature, entry_layout, start_layout
 
 __all__ = ["SpMatRead"]
@@ -36,14 +37,22 @@ class SpMatRead(wiring.Component):
     o : ``Out(stream.Signature(entry_layout(config), always_ready=True))``
     busy : ``Out(1)``
         An entry is inside.
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
+    ValueError
+        More words than the memory holds, or a word that is not an unsigned integer of its width.
     """
 
     LATENCY = SPMAT_READ_LATENCY
 
     def __init__(self, config: EngineConfig, init=()):
-        self._config = config
+        self._config = checked_config(config)
         self.words = memory.MemoryData(
-            shape=config.spmat_word_bits, depth=config.spmat_depth, init=init)
+            shape=config.spmat_word_bits, depth=config.spmat_depth,
+            init=checked_contents("spmat", init, config.spmat_depth, config.spmat_word_bits))
         super().__init__({
             "id": In(config.pe_bits),
             "load": In(broadcast_signature(config)),

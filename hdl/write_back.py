@@ -1,11 +1,14 @@
 """Write-back: accumulators to activations of the next layer."""
 
+from itertools import pairwise
+
 from amaranth import *
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from openese.model.config import WRITE_BACK_LATENCY, EngineConfig
 
+from .checks import checked_config, checked_contents
 from .layouts import Kind, broadcast_signature
 
 __all__ = ["WriteBack", "result_layout"]
@@ -43,13 +46,26 @@ class WriteBack(wiring.Component):
     saturated : ``Out(1)``
         The activation on `o` was clipped.
     busy : ``Out(1)``
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
+    ValueError
+        More words than the memory holds, or a word that is not an unsigned integer of its width;
+        ``acc_bits`` not larger than ``shift_base``.
     """
 
     LATENCY = WRITE_BACK_LATENCY
 
     def __init__(self, config: EngineConfig, init=()):
-        self._config = config
-        self.biases = memory.MemoryData(shape=config.bias_bits, depth=config.bias_depth, init=init)
+        self._config = checked_config(config)
+        if config.acc_bits <= config.shift_base:
+            raise ValueError(f"acc_bits must be larger than shift_base ({config.shift_base}), "
+                             f"not {config.acc_bits}: nothing would be left of an accumulator")
+        self.biases = memory.MemoryData(
+            shape=config.bias_bits, depth=config.bias_depth,
+            init=checked_contents("bias", init, config.bias_depth, config.bias_bits))
         super().__init__({
             "id": In(config.pe_bits),
             "i": In(broadcast_signature(config)),
@@ -94,7 +110,7 @@ class WriteBack(wiring.Component):
 
         # Stage 1 shifts, stage 2 adds the bias, stage 3 rounds off, stage 4 writes.
         valid = [active] + [Signal(name=f"valid_{k}") for k in range(1, 5)]
-        m.d.sync += [after.eq(before) for before, after in zip(valid, valid[1:], strict=False)]
+        m.d.sync += [after.eq(before) for before, after in pairwise(valid)]
         shifted = Signal(signed(config.acc_bits - config.shift_base), reset_less=True)
         bias = Signal(signed(config.bias_bits), reset_less=True)
         total_bits = max(config.acc_bits - config.shift_base, config.bias_bits) + 1
