@@ -229,5 +229,9 @@ def decode(bits: bitarray, start: int, *, max_symbol: int,
         raise ValueError("a Huffman stream is cut off")
     order = table.order
     coded = canonical_decode(bits[pos:], np.bincount(table.lengths).tolist(), order.tolist())
-    index = np.fromiter(islice(coded, count), dtype=np.int64, count=count)
+    try:
+        index = np.fromiter(islice(coded, count), dtype=np.int64, count=count)
+    except ValueError:
+        # Any bits are codes of a complete table, unless they end within one.
+        raise ValueError("a Huffman stream is cut off") from None
     return table.symbols[index], pos + int(table.lengths[index].sum())
