@@ -1,0 +1,114 @@
+"""Engine configurations: limits with their error texts, derived widths, presets."""
+
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openese.model.config import PRESETS, EngineConfig
+
+# Lowest and highest allowed value of every size, for an engine of 8 PEs and 4-bit codes.
+LIMITS = {
+    "n_pes": (1, 256), "queue_depth": (1, 1024), "entry_bits": (2, 24), "code_bits": (1, 8),
+    "min_code_bits": (1, 4), "spmat_depth": (1, 65536), "ptr_depth": (1, 65536),
+    "bias_depth": (1, 65536), "act_depth": (2, 65536), "acc_depth": (1, 65536),
+    "codebooks": (1, 64), "program_depth": (2, 1024), "act_bits": (4, 18), "weight_bits": (4, 18),
+    "acc_bits": (16, 48), "bias_bits": (4, 32), "shift_base": (0, 24), "shift_bits": (1, 5),
+    "bias_guard": (1, 8), "input_lanes": (1, 8),
+}
+# What must change with a size for it to reach its limit.
+ALONG = {
+    ("entry_bits", 2): {"code_bits": 1, "min_code_bits": 1},
+    ("code_bits", 1): {"min_code_bits": 1}, ("code_bits", 8): {"entry_bits": 9},
+}
+
+
+def test_every_size_has_a_tested_limit():
+    assert set(LIMITS) == {field.name for field in fields(EngineConfig)}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits(name):
+    low, high = LIMITS[name]
+    for value in (low, high):
+        config = EngineConfig(**{"n_pes": 8, name: value} | ALONG.get((name, value), {}))
+        assert getattr(config, name) == value
+    for value in (low - 1, high + 1, -1, float(low), str(low), None, True):
+        text = rf"^{name} must be an integer from {low} to {high}, not {value!r}$"
+        with pytest.raises(ValueError, match=text):
+            EngineConfig(**{"n_pes": 8, name: value})
+
+
+def test_sizes_that_exclude_each_other():
+    with pytest.raises(ValueError, match=r"^entry_bits must be larger than code_bits \(4\) to leave"
+                                         r" an index, not 4$"):
+        EngineConfig(n_pes=8, entry_bits=4)
+    with pytest.raises(ValueError, match=r"^input_lanes must divide n_pes \(8\), not 3$"):
+        EngineConfig(n_pes=8, input_lanes=3)
+
+
+def test_sizes_are_named_and_fixed():
+    with pytest.raises(TypeError, match="positional"):
+        EngineConfig(8)
+    with pytest.raises(FrozenInstanceError):
+        EngineConfig(n_pes=8).n_pes = 4
+
+
+def test_with_checks_its_result():
+    config = EngineConfig(n_pes=8)
+    assert config.with_(n_pes=4, queue_depth=1) == EngineConfig(n_pes=4, queue_depth=1)
+    assert config == EngineConfig(n_pes=8)
+    with pytest.raises(ValueError, match=r"^n_pes must be an integer from 1 to 256, not 0$"):
+        config.with_(n_pes=0)
+
+
+@pytest.mark.parametrize("depth", ["spmat", "ptr", "bias", "act", "acc", "program"])
+def test_address_widths_hold_every_address_and_are_never_zero(depth):
+    for size in (1, 2, 3, 4, 5, 255, 256, 257, 1024):
+        if size < LIMITS[f"{depth}_depth"][0]:
+            continue
+        width = getattr(EngineConfig(n_pes=1, **{f"{depth}_depth": size}), f"{depth}_addr_bits")
+        assert width >= 1
+        assert size - 1 < 1 << width
+        assert width == 1 or size - 1 >= 1 << (width - 1)
+
+
+def test_derived_widths():
+    config = EngineConfig(n_pes=6, spmat_depth=2048, codebooks=3, act_depth=256, acc_depth=32)
+    assert config.spmat_word_bits == 9
+    assert config.ptr_word_bits == 11 + 2
+    assert config.codebook_depth == 48
+    assert config.codebook_addr_bits == 6
+    assert config.pe_bits == 3
+    # 256 rows, not only row 255, must be countable.
+    assert config.rows_bits == 9
+    assert EngineConfig(n_pes=1).pe_bits == 1
+
+
+@settings(deadline=None)
+@given(st.integers(1, 256), st.integers(1, 2000))
+def test_rows_of_the_pes_add_up(n_pes, n):
+    config = EngineConfig(n_pes=n_pes)
+    owned = [config.rows_of(pe, n) for pe in range(n_pes)]
+    assert owned == [len(range(pe, n, n_pes)) for pe in range(n_pes)]
+    assert max(owned) == config.rows(n)
+
+
+def test_signatures_tell_configurations_apart():
+    base = EngineConfig(n_pes=8)
+    assert base.signature == EngineConfig(n_pes=8).signature
+    assert 0 <= base.signature < 1 << 32
+    others = [base.with_(**{name: getattr(base, name) + 1}) for name in LIMITS
+              if name not in ("input_lanes", "min_code_bits")]
+    others += [base.with_(input_lanes=2), base.with_(min_code_bits=3)]
+    assert len({config.signature for config in [base, *others]}) == len(LIMITS) + 1
+
+
+def test_presets():
+    assert set(PRESETS) >= {"demo", "ulx3s-85f", "eie-64"}
+    assert PRESETS["ulx3s-85f"].n_pes == 16
+    # A matrix entry with its flag fills a 9-bit block RAM.
+    assert PRESETS["ulx3s-85f"].spmat_word_bits == 9
+    assert PRESETS["eie-64"].n_pes == 64
+    assert len({config.signature for config in PRESETS.values()}) == len(PRESETS)
