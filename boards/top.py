@@ -1,0 +1,156 @@
+"""The top of a board: clock, reset, serial link and engine."""
+
+from amaranth import *
+from amaranth.build import Platform
+from amaranth.lib import io, wiring
+from amaranth.lib.cdc import ResetSynchronizer
+from amaranth.lib.wiring import In, Out
+
+from openese.hdl.engine import Engine
+from openese.model.compile import Image
+from openese.model.config import EngineConfig
+
+from .link import Link
+from .platforms import Board
+from .pll import Ecp5Pll, PllSettings
+from .uart import UartReceiver, UartTransmitter, divisor
+
+__all__ = ["SerialEngine", "Top"]
+
+
+class SerialEngine(wiring.Component):
+    """An engine at a serial line.
+
+    The UART is in domain ``board``, link and engine are in domain ``sync``. Both have the same
+    clock; the user resets ``sync`` while ``is_break`` is high, so that a host can start afresh
+    whatever was under way.
+
+    Parameters
+    ----------
+    config : EngineConfig
+        Engine configuration.
+    divisor : int
+        Clock cycles per bit on the line.
+    image : Image or None
+        Compiled model for the memories to start with.
+
+    Members
+    -------
+    rx : ``In(1, init=1)``, tx : ``Out(1, init=1)``
+        The line.
+    is_break : ``Out(1)``
+        The line is in a break.
+    overrun : ``Out(1)``
+        A byte came too early and was lost: the host sent without credit.
+
+    Raises
+    ------
+    ValueError
+        Activations do not fit the link, or the image is for another configuration.
+    """
+
+    def __init__(self, config: EngineConfig, divisor: int, image: Image | None = None):
+        self._divisor = divisor
+        self._link = Link(config)
+        self._engine = Engine(config, image)
+        super().__init__({
+            "rx": In(1, init=1),
+            "tx": Out(1, init=1),
+            "is_break": Out(1),
+            "overrun": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.link, m.submodules.engine = link, engine = self._link, self._engine
+        m.submodules.rx = rx = DomainRenamer("board")(UartReceiver(self._divisor))
+        m.submodules.tx = tx = DomainRenamer("board")(UartTransmitter(self._divisor))
+        m.d.comb += [
+            rx.rx.eq(self.rx), self.tx.eq(tx.tx),
+            self.is_break.eq(rx.is_break), self.overrun.eq(rx.overrun),
+        ]
+        wiring.connect(m, rx.o, link.i_uart)
+        wiring.connect(m, link.o_uart, tx.i)
+        wiring.connect(m, link.o_host, engine.i_host)
+        wiring.connect(m, engine.o_host, link.i_host)
+        wiring.connect(m, link.o_act, engine.i_act)
+        wiring.connect(m, engine.o_act, link.i_act)
+        return m
+
+
+class Top(Elaboratable):
+    """What a board's device holds.
+
+    The oscillator's clock goes through a PLL. Light 0 blinks while the engine's clock runs, light
+    1 tells that a byte was lost. A break on the serial line resets link and engine; memory
+    contents stay.
+
+    Parameters
+    ----------
+    config
+        Engine configuration.
+    board
+        The board.
+    target_mhz
+        Wanted clock of the engine.
+    image
+        Compiled model for the memories to start with, or ``None``.
+
+    Attributes
+    ----------
+    pll : PllSettings
+        What the clock is made with; ``pll.output_hz`` is the clock that is really run.
+
+    Raises
+    ------
+    ValueError
+        The PLL cannot make the clock, or the serial rate does not divide it, or the engine's
+        activations do not fit the link.
+    """
+
+    def __init__(self, config: EngineConfig, board: Board, target_mhz: float,
+                 image: Image | None = None):
+        self._board = board
+        self.pll = PllSettings.for_frequency(board.platform().default_clk_frequency,
+                                             target_mhz * 1e6)
+        self._engine = SerialEngine(config, divisor(self.pll.output_hz, board.baud), image)
+
+    def elaborate(self, platform: Platform):
+        m = Module()
+        m.submodules.serial = engine = self._engine
+        self._clocks(m, platform, engine.is_break)
+
+        uart = platform.request("uart", self._board.uart, dir="-")
+        m.submodules.rx_pin = rx_pin = io.Buffer("i", uart.rx)
+        m.submodules.tx_pin = tx_pin = io.Buffer("o", uart.tx)
+        m.d.comb += [engine.rx.eq(rx_pin.i), tx_pin.o.eq(engine.tx)]
+
+        # Half a second on, half a second off.
+        half = round(self.pll.output_hz / 2)
+        count, beat = Signal(range(half)), Signal()
+        m.d.board += count.eq(count + 1)
+        with m.If(count == half - 1):
+            m.d.board += [count.eq(0), beat.eq(~beat)]
+        for number, light in enumerate((beat, engine.overrun)):
+            pin = io.Buffer("o", platform.request("led", number, dir="-"))
+            m.submodules[f"led_{number}"] = pin
+            m.d.comb += pin.o.eq(light)
+        return m
+
+    def _clocks(self, m: Module, platform: Platform, restart: Value) -> None:
+        """Drive both domains from the oscillator through the PLL."""
+        clock_pin = io.Buffer("i", platform.request(platform.default_clk, dir="-"))
+        m.submodules.clock_pin = clock_pin
+        m.submodules.pll = pll = Ecp5Pll(self.pll)
+        m.d.comb += pll.clk_in.eq(clock_pin.i)
+
+        m.domains.board = board = ClockDomain()
+        m.domains.sync = sync = ClockDomain()
+        clock = Signal()
+        reset = Signal(init=1)
+        platform.add_clock_constraint(clock, self.pll.output_hz)
+        m.submodules.board_reset = ResetSynchronizer(~pll.locked, domain="board")
+        m.d.board += reset.eq(restart)
+        m.d.comb += [
+            clock.eq(pll.clk_out), board.clk.eq(clock), sync.clk.eq(clock), sync.rst.eq(reset),
+        ]
