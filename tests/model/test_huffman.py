@@ -108,7 +108,7 @@ def test_wrong_symbols_are_refused(symbols, text):
 def test_every_truncation_is_noticed():
     bits = huffman.encode(np.array([0, 1, 2, 3, 3, 3, 3, 9, 9] * 4))
     for length in range(len(bits)):
-        with pytest.raises(ValueError, match="is cut off|cut off or too large"):
+        with pytest.raises(ValueError, match=r"is cut off|cut off or too large"):
             huffman.decode(bits[:length], 0, max_symbol=9, max_repeats=100)
 
 
