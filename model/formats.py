@@ -12,6 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = ["QFormat", "round_shift", "saturate"]
 
 
+def _integers(x: ArrayLike) -> NDArray[np.int64]:
+    x = np.asarray(x)
+    if x.size and not np.issubdtype(x.dtype, np.integer):
+        raise TypeError(f"raw values must be integers, not {x.dtype}")
+    return x.astype(np.int64)
+
+
 def round_shift(x: ArrayLike, shift: int) -> NDArray[np.int64]:
     """Divide integers by ``2**shift``, rounding half up: ``floor(x / 2**shift + 1/2)``.
 
@@ -20,14 +27,14 @@ def round_shift(x: ArrayLike, shift: int) -> NDArray[np.int64]:
     """
     if shift < 0:
         raise ValueError(f"shift must be 0 or more, not {shift!r}")
-    x = np.asarray(x, dtype=np.int64)
+    x = _integers(x)
     return x if shift == 0 else (x + (1 << (shift - 1))) >> shift
 
 
 def saturate(x: ArrayLike, bits: int) -> tuple[NDArray[np.int64], int]:
     """Clip integers to signed ``bits``; returns the clipped array and how many values were clipped.
     """
-    x = np.asarray(x, dtype=np.int64)
+    x = _integers(x)
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     clipped = np.clip(x, low, high)
     return clipped, int(np.count_nonzero(clipped != x))
@@ -81,8 +88,11 @@ class QFormat:
         x = np.asarray(x, dtype=np.float64)
         if not np.isfinite(x).all():
             raise ValueError("cannot quantise values that are not finite (NaN or infinity)")
-        # Float64 holds every int32 exactly; clipping first keeps huge values from overflowing int64.
-        raw = np.floor(np.clip(x * 2.0**self.frac, -(2.0**40), 2.0**40) + 0.5)
+        # Clipping first keeps huge values from overflowing int64. Adding 0.5 would itself round,
+        # so the half is looked for in the fraction, which is exact.
+        scaled = np.clip(x * 2.0**self.frac, -(2.0**40), 2.0**40)
+        floor = np.floor(scaled)
+        raw = floor + (scaled - floor >= 0.5)
         return saturate(raw.astype(np.int64), self.bits)
 
     def dequantise(self, raw: ArrayLike) -> NDArray[np.float64]:
@@ -97,7 +107,9 @@ class QFormat:
         """
         if not np.isfinite(magnitude) or magnitude < 0:
             raise ValueError(f"magnitude must be finite and not negative, not {magnitude!r}")
+        if magnitude > 2.0**64:
+            raise ValueError(f"magnitude must be at most 2**64, not {magnitude!r}")
         frac = max_frac
-        while frac > -64 and np.floor(magnitude * 2.0**frac + 0.5) > (1 << (bits - 1)) - 1:
+        while cls(bits, frac).quantise(magnitude)[1]:
             frac -= 1
         return cls(bits, frac)

@@ -56,9 +56,14 @@ class CompressedLinear:
     out_frac: int
 
     def __post_init__(self) -> None:
-        self.col_ptr = np.asarray(self.col_ptr, dtype=np.int64)
-        self.row_idx = np.asarray(self.row_idx, dtype=np.int32)
-        self.code = np.asarray(self.code, dtype=np.uint8)
+        for name, dtype in (("col_ptr", np.int64), ("row_idx", np.int32), ("code", np.uint8)):
+            given = np.asarray(getattr(self, name))
+            # Converting would wrap what the type does not hold, silently.
+            converted = given.astype(dtype)
+            if not np.array_equal(converted, given):
+                raise ValueError(f"layer {self.name!r}: {name} must be integers that fit "
+                                 f"{np.dtype(dtype).name}")
+            setattr(self, name, converted)
         self.codebook = np.asarray(self.codebook, dtype=np.float32)
         if self.bias is not None:
             self.bias = np.asarray(self.bias, dtype=np.float32)
