@@ -264,7 +264,10 @@ class SharedWeights:
             table = torch.cat((centroids.new_zeros(1), centroids))
             self._model.get_parameter(name).copy_(table[shared.codes])
 
-    def hold(self, optimizer: torch.optim.Optimizer) -> None:
-        """`gather` before and `apply` after every step of `optimizer`."""
-        optimizer.register_step_pre_hook(lambda *_: self.gather())
-        optimizer.register_step_post_hook(lambda *_: self.apply())
+    def hold(self, optimizer: torch.optim.Optimizer) -> tuple:
+        """`gather` before and `apply` after every step of `optimizer`.
+
+        Returns the two handles; ``remove()`` on each ends it.
+        """
+        return (optimizer.register_step_pre_hook(lambda *_: self.gather()),
+                optimizer.register_step_post_hook(lambda *_: self.apply()))

@@ -318,3 +318,16 @@ def test_matrices_of_a_recurrent_layer_by_path():
     optimizer.step()
     assert len(torch.unique(rnn.weight_hh_l0)) == 3
     assert (shared.codebook("weight_hh_l0") != before).any()
+
+
+def test_hold_can_be_removed():
+    model = make_model()
+    shared = SharedWeights(model, 3)
+    optimizer = torch.optim.SGD(shared.parameters(), lr=0.1)
+    for handle in shared.hold(optimizer):
+        handle.remove()
+    before = model[0].weight.detach().clone()
+    loss_of(model).backward()
+    optimizer.step()
+    assert torch.equal(model[0].weight, before)
+    assert model[0].weight.grad is not None
