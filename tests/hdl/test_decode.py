@@ -1,0 +1,151 @@
+# amaranth: UnusedElaboratable=no
+"""Proves that entries decode to rows and codebook values for every split of the entry word."""
+
+import numpy as np
+import pytest
+from amaranth.hdl import Signal
+
+from openese.hdl.decode import Decode
+from openese.hdl.layouts import Kind
+from openese.model.config import EngineConfig
+
+from .helpers import (
+    SMALL,
+    act_message,
+    column_words,
+    load_message,
+    play,
+    scan_message,
+    signed,
+    write_message,
+)
+
+WATCH = ["weight", "value", "row", "valid"]
+
+
+def codebooks(config: EngineConfig, seed: int = 0) -> list[int]:
+    """Random words for all codebooks with both rails; word 0 of each is 0."""
+    rng = np.random.default_rng(seed)
+    words = rng.integers(1 << config.weight_bits, size=config.codebook_depth)
+    words[1], words[2] = 1 << config.weight_bits - 1, (1 << config.weight_bits - 1) - 1
+    words[::1 << config.code_bits] = 0
+    return words.tolist()
+
+
+def entries(words: list[int], value: int) -> list[dict]:
+    """A column as SpMatRead gives it; the flag is gone by then."""
+    return [{"entry": word, "value": value, "first": int(k == 0)} for k, word in enumerate(words)]
+
+
+def check(config: EngineConfig, book: int, code_bits: int, seed: int, gaps: float) -> None:
+    """Random columns through one codebook and split, against rows and values chosen beforehand."""
+    rng = np.random.default_rng(seed)
+    index_bits = config.entry_bits - code_bits
+    table = codebooks(config, seed)
+    script = [{"i_broadcast.valid": 1, "i_broadcast.payload": scan_message(
+        codebook=book, code_sel=code_bits - config.min_code_bits)}]
+    expected = {}  # cycle -> (weight, value, row, is a filler)
+    for _ in range(25):
+        count = int(rng.integers(1, 7))
+        rows = sorted(rng.choice(config.acc_depth, size=count, replace=False).tolist())
+        codes = rng.integers(1, 1 << code_bits, size=count).tolist()
+        value = int(rng.integers(-(1 << config.act_bits - 1), 1 << config.act_bits - 1))
+        words = column_words(rows, codes, code_bits, index_bits)
+        mask = (1 << config.entry_bits) - 1
+        column = iter(zip(rows, codes, strict=True))
+        for item in entries([word & mask for word in words], value):
+            while rng.random() < gaps:
+                script.append({})
+            cycle = len(script)
+            script.append({"i.valid": 1, "i.payload": item})
+            filler = item["entry"] & ((1 << code_bits) - 1) == 0
+            row, code = (None, 0) if filler else next(column)
+            weight = signed(table[(book << config.code_bits) + code], config.weight_bits)
+            expected[cycle] = weight, value, row
+        assert next(column, None) is None
+
+    trace = play(Decode(config, init=table), script, WATCH, extra=2)
+    for cycle, (weight, value, row) in expected.items():
+        assert (trace[cycle]["weight"], trace[cycle]["value"]) == (weight, value), cycle
+        if row is None:
+            assert weight == 0
+        else:
+            assert trace[cycle + 1]["row"] == row, cycle
+    assert [bool(step["valid"]) for step in trace] == [
+        cycle - 1 in expected for cycle in range(len(trace))]
+
+
+@pytest.mark.parametrize("gaps", [0.0, 0.4])
+@pytest.mark.parametrize(("entry_bits", "code_bits", "min_code_bits"),
+                         [(8, 4, 4), (8, 4, 2), (8, 5, 3), (9, 8, 1), (2, 1, 1), (12, 4, 4)])
+def test_every_split_and_codebook(entry_bits, code_bits, min_code_bits, gaps):
+    config = SMALL.with_(entry_bits=entry_bits, code_bits=code_bits, min_code_bits=min_code_bits,
+                         acc_depth=40)
+    seed = 0
+    for bits in range(min_code_bits, code_bits + 1):
+        for book in range(config.codebooks) if bits == code_bits else (config.codebooks - 1,):
+            seed += 1
+            check(config, book, bits, seed, gaps)
+
+
+def test_fillers_add_nothing_and_move_on_by_the_largest_index():
+    config = SMALL.with_(entry_bits=5, acc_depth=32)  # 4-bit codes, 1-bit index
+    words = column_words([0, 1, 31], [3, 4, 5], 4, 1)
+    assert [word & 31 for word in words] == [3, 4, *[16] * 14, 16 + 5]
+    table = codebooks(config)
+    script = [{"i_broadcast.valid": 1, "i_broadcast.payload": scan_message(
+        code_sel=config.code_bits - config.min_code_bits)}]
+    script += [{"i.valid": 1, "i.payload": item}
+               for item in entries([word & 31 for word in words], -7)]
+    trace = play(Decode(config, init=table), script, WATCH, extra=1)
+    assert [step["row"] for step in trace[2:]] == [0, 1, *range(3, 31, 2), 31]
+    assert [step["weight"] for step in trace[3:-2]] == [0] * 14
+
+
+def test_split_and_codebook_change_only_with_a_scan():
+    table = codebooks(SMALL)
+    item = {"i.valid": 1, "i.payload": {"entry": 0b0000_0001, "value": 1, "first": 1}}
+    select = [{"i_broadcast.valid": 1, "i_broadcast.payload": message} for message in (
+        scan_message(codebook=2, code_sel=2), act_message(55, -1), write_message(rows=9, bias=21),
+        load_message(Kind.LOAD_BIAS, 1, 33, 0x3FFFF))]
+    idle = {"i_broadcast.valid": 0, "i_broadcast.payload": scan_message(codebook=1, code_sel=0)}
+    script = [select[0], *(step for message in [*select[1:], idle] for step in (message, item))]
+    trace = play(Decode(SMALL, init=table), script, WATCH)
+    expected = signed(table[(2 << SMALL.code_bits) + 1], SMALL.weight_bits)
+    assert [step["weight"] for step in trace[2::2]] == [expected] * 4
+
+
+def test_load_fills_the_codebooks_of_every_pe():
+    table = codebooks(SMALL, 4)
+    script = [{"i_broadcast.valid": 1,
+               "i_broadcast.payload": load_message(Kind.LOAD_CODEBOOK, addr % 3, addr, word)}
+              for addr, word in enumerate(table)]
+    script += [{"i_broadcast.valid": 1,
+                "i_broadcast.payload": load_message(kind, 0, 1, 0x1234)}
+               for kind in (Kind.LOAD_SPMAT, Kind.LOAD_PTR, Kind.LOAD_BIAS)]
+    for book in range(SMALL.codebooks):
+        script.append({"i_broadcast.valid": 1, "i_broadcast.payload": scan_message(
+            codebook=book, code_sel=2)})
+        script += [{"i.valid": 1, "i.payload": {"entry": code, "value": 0, "first": 1}}
+                   for code in range(16)]
+    trace = play(Decode(SMALL), script, WATCH)
+    weights = [step["weight"] for step, did in zip(trace, script, strict=True) if "i.valid" in did]
+    assert weights == [signed(word, SMALL.weight_bits) for word in table]
+
+
+def test_reset_drops_the_entry_inside():
+    item = {"i.valid": 1, "i.payload": {"entry": 1, "value": 1, "first": 1}}
+    trace = play(Decode(SMALL), [item, {**item, "reset": 1}, {}, item], ["valid"], extra=2,
+                 reset=Signal())
+    assert [step["valid"] for step in trace] == [0, 1, 0, 0, 1, 0]
+
+
+def test_constructor_errors():
+    with pytest.raises(TypeError, match=r"^config must be an EngineConfig, not 1$"):
+        Decode(1)
+    with pytest.raises(ValueError, match=r"^codebook has 49 words but the memory of this "
+                                         r"configuration holds 48$"):
+        Decode(SMALL, init=[0] * 49)
+    with pytest.raises(ValueError, match=r"^codebook word 0 must be an integer from 0 to 65535 "
+                                         r"\(16 bits\), not -1$"):
+        Decode(SMALL, init=[-1])

@@ -1,0 +1,216 @@
+# amaranth: UnusedElaboratable=no
+"""Proves write-back equal to the rounding of the reference: ties, rails, ReLU and saturations."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from amaranth.hdl import Signal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openese.hdl.layouts import Kind
+from openese.hdl.write_back import WriteBack
+from openese.model import reference
+from openese.model.config import WRITE_BACK_LATENCY, EngineConfig
+
+from .helpers import SMALL, load_message, plain, simulate, unsigned, write_message
+
+#: Small enough to try every accumulator around both rails.
+TINY = SMALL.with_(act_bits=4, weight_bits=4, acc_bits=16, bias_bits=6, shift_base=0, shift_bits=2,
+                   acc_depth=1024, act_depth=1024, bias_depth=1024)
+
+
+class Run:
+    """One simulation: messages at given cycles, with the accumulators played by the testbench.
+
+    Attributes
+    ----------
+    results
+        (cycle, act, value, saturated) of every activation.
+    drains
+        (cycle, row).
+    busy, clipped
+        Cycles in which `busy` and `saturated` were high.
+    """
+
+    def __init__(self, dut, messages, accumulators, cycles, *, pe=0, reset_at=None):
+        self.results, self.drains, self.busy, self.clipped = [], [], [], []
+        reset = Signal()
+        rng = np.random.default_rng(0)
+
+        async def testbench(ctx):
+            ctx.set(dut.id, pe)
+            drained = None
+            for cycle in range(cycles):
+                ctx.set(reset, int(cycle == reset_at))
+                ctx.set(dut.i.valid, int(cycle in messages))
+                ctx.set(dut.i.payload, messages.get(cycle, write_message(rows=3)))
+                junk = int(rng.integers(-2000, 2000))
+                ctx.set(dut.drained, junk if drained is None else accumulators[drained])
+                saturated = ctx.get(dut.saturated)
+                if ctx.get(dut.o.valid):
+                    payload = plain(ctx.get(dut.o.payload))
+                    self.results.append((cycle, payload["act"], payload["value"], saturated))
+                if saturated:
+                    self.clipped.append(cycle)
+                if ctx.get(dut.busy):
+                    self.busy.append(cycle)
+                drained = ctx.get(dut.row) if ctx.get(dut.drain) else None
+                if drained is not None:
+                    self.drains.append((cycle, drained))
+                await ctx.tick()
+
+        simulate(dut, testbench, reset=reset)
+
+
+def rounded(config: EngineConfig, acc: int, bias: int, s: int, relu: bool) -> tuple[int, bool]:
+    """The activation by exact fractions, and whether it was clipped."""
+    shift = config.shift_base + config.bias_guard + s
+    exact = Fraction(acc, 1 << shift) + Fraction(bias, 1 << config.bias_guard)
+    # The guard bits are all that is kept before rounding; a floor before it changes nothing.
+    y = math.floor(exact + Fraction(1, 2))
+    y = max(y, 0) if relu else y
+    low, high = -(1 << config.act_bits - 1), (1 << config.act_bits - 1) - 1
+    return min(max(y, low), high), not low <= y <= high
+
+
+@pytest.mark.parametrize("relu", [0, 1])
+@pytest.mark.parametrize("s", [0, 1, 3])
+def test_every_accumulator_around_ties_and_both_rails(s, relu):
+    shift = TINY.bias_guard + s
+    span = min(10 << shift, TINY.acc_depth // 2)
+    accumulators = list(range(-span, span))
+    for bias in (0, 1, -1, 2, -3, 31, -32):
+        dut = WriteBack(TINY, init=[unsigned(bias, TINY.bias_bits)] * len(accumulators))
+        run = Run(dut, {0: write_message(rows=len(accumulators), shift=s, relu=relu)},
+                  accumulators, len(accumulators) + 8)
+        expected = [rounded(TINY, acc, bias, s, relu) for acc in accumulators]
+        assert [(value, bool(clip)) for _, _, value, clip in run.results] == expected
+
+
+def test_half_rounds_up():
+    # Four guard-less units are 1.0: -1.5, -0.5, 0.5 and 1.5 round up.
+    ties = [-6, -2, 2, 6]
+    run = Run(WriteBack(TINY), {0: write_message(rows=4)}, ties, 14)
+    assert [value for _, _, value, _ in run.results] == [-1, 0, 1, 2]
+
+
+@st.composite
+def cases(draw):
+    """A configuration, accumulators, biases and the fields of WRITE."""
+    acc_bits = draw(st.integers(16, 48))
+    config = EngineConfig(
+        n_pes=2, acc_bits=acc_bits, act_bits=draw(st.integers(4, 18)),
+        bias_bits=draw(st.integers(4, 32)), bias_guard=draw(st.integers(1, 8)),
+        shift_base=draw(st.integers(0, min(24, acc_bits - 1))), shift_bits=draw(st.integers(1, 5)),
+        acc_depth=16, act_depth=32, bias_depth=32)
+    rows = draw(st.integers(1, 16))
+
+    def numbers(bits):
+        low, high = -(1 << bits - 1), (1 << bits - 1) - 1
+        near = st.integers(max(low, -300), min(high, 300))
+        return st.lists(st.one_of(st.integers(low, high), near, st.sampled_from([low, high])),
+                        min_size=rows, max_size=rows)
+
+    return (config, draw(numbers(acc_bits)), draw(numbers(config.bias_bits)),
+            draw(st.integers(0, (1 << config.shift_bits) - 1)), draw(st.booleans()))
+
+
+@given(cases())
+@settings(deadline=None, max_examples=60, derandomize=True)
+def test_equals_the_reference(case):
+    config, accumulators, biases, s, relu = case
+    dut = WriteBack(config, init=[unsigned(bias, config.bias_bits) for bias in biases])
+    rows = len(accumulators)
+    run = Run(dut, {0: write_message(rows=rows, shift=s, relu=int(relu))}, accumulators, rows + 8)
+    shift = config.shift_base + config.bias_guard + s
+    values, saturations = reference.write_back(
+        accumulators, np.array(biases), shift=shift, bias_guard=config.bias_guard, relu=relu,
+        act_bits=config.act_bits)
+    assert [value for _, _, value, _ in run.results] == values.tolist()
+    assert len(run.clipped) == saturations
+    assert [value for _, _, value, _ in run.results] == [
+        rounded(config, acc, bias, s, relu)[0]
+        for acc, bias in zip(accumulators, biases, strict=True)]
+
+
+def test_latency_addresses_and_back_to_back_commands():
+    biases = [4 * (k - 12) for k in range(SMALL.bias_depth)]
+    dut = WriteBack(SMALL, init=[unsigned(bias, SMALL.bias_bits) for bias in biases])
+    messages = {
+        3: write_message(act=20, rows=7, bias=2),
+        # Rows of the first command are inside until cycle 3 + 7 + 4.
+        20: write_message(act=5, rows=1, bias=23),
+        30: write_message(act=0, rows=12, bias=11),
+    }
+    run = Run(dut, messages, [0] * SMALL.acc_depth, 50)
+    expected, drains, busy = [], [], []
+    for cycle, (act, rows, bias) in {3: (20, 7, 2), 20: (5, 1, 23), 30: (0, 12, 11)}.items():
+        expected += [(cycle + WRITE_BACK_LATENCY + k, act + k, biases[bias + k] // 4, 0)
+                     for k in range(rows)]
+        drains += [(cycle + 1 + k, k) for k in range(rows)]
+        busy += range(cycle + 1, cycle + WRITE_BACK_LATENCY + rows)
+    assert run.results == expected
+    assert run.drains == drains
+    assert run.busy == busy
+    assert dut.LATENCY == WRITE_BACK_LATENCY
+
+
+def test_saturations_are_counted_with_their_activation():
+    big = 1 << 30
+    accumulators = [big, -big, 0, big, 5, -big]
+    dut = WriteBack(SMALL)
+    plain_run = Run(dut, {0: write_message(rows=6)}, accumulators, 16)
+    assert [(value, clip) for _, _, value, clip in plain_run.results] == [
+        (32767, 1), (-32768, 1), (0, 0), (32767, 1), (0, 0), (-32768, 1)]
+    assert plain_run.clipped == [cycle for cycle, _, _, clip in plain_run.results if clip]
+    # What ReLU sets to 0 is not clipped.
+    relu_run = Run(WriteBack(SMALL), {0: write_message(rows=6, relu=1)}, accumulators, 16)
+    assert [(value, clip) for _, _, value, clip in relu_run.results] == [
+        (32767, 1), (0, 0), (0, 0), (32767, 1), (0, 0), (0, 0)]
+
+
+def test_discard_clears_without_writing_or_counting():
+    run = Run(WriteBack(SMALL), {2: write_message(rows=SMALL.acc_depth, discard=1)},
+              [1 << 30] * SMALL.acc_depth, 30)
+    assert run.drains == [(3 + row, row) for row in range(SMALL.acc_depth)]
+    assert run.results == []
+    assert run.clipped == []
+    assert run.busy == list(range(3, 3 + SMALL.acc_depth + 4))
+
+
+def test_biases_load_into_the_own_pe_only():
+    biases = [3 * k - 30 for k in range(SMALL.bias_depth)]
+    stream = []
+    for addr, bias in enumerate(biases):
+        word = unsigned(4 * bias, SMALL.bias_bits)
+        stream += [load_message(Kind.LOAD_BIAS, 1, addr, word),
+                   load_message(Kind.LOAD_BIAS, 2, addr, 444),
+                   load_message(Kind.LOAD_PTR, 1, addr, 444)]
+    messages = dict(enumerate(stream))
+    messages[len(stream)] = write_message(rows=12, bias=0)
+    messages[len(stream) + 20] = write_message(rows=12, bias=12)
+    run = Run(WriteBack(SMALL), messages, [0] * 12, len(stream) + 45, pe=1)
+    assert [value for _, _, value, _ in run.results] == biases
+
+
+def test_reset_ends_a_command():
+    run = Run(WriteBack(SMALL), {0: write_message(rows=12)}, [0] * 12, 20, reset_at=8)
+    assert [cycle for cycle, *_ in run.results] == [5, 6, 7, 8]
+    assert run.busy[-1] == 8
+
+
+def test_constructor_errors():
+    with pytest.raises(TypeError, match=r"^config must be an EngineConfig, not 5$"):
+        WriteBack(5)
+    with pytest.raises(ValueError, match=r"^bias has 25 words but the memory of this "
+                                         r"configuration holds 24$"):
+        WriteBack(SMALL, init=[0] * 25)
+    with pytest.raises(ValueError, match=r"^bias word 0 must be an integer from 0 to 262143 "
+                                         r"\(18 bits\), not 262144$"):
+        WriteBack(SMALL, init=[1 << 18])
+    with pytest.raises(ValueError, match=r"^acc_bits must be larger than shift_base \(16\), "
+                                         r"not 16: nothing would be left of an accumulator$"):
+        WriteBack(SMALL.with_(acc_bits=16, shift_base=16))
