@@ -1,16 +1,30 @@
-"""A compressed network is the masked and shared PyTorch model, bit for bit."""
+"""A compressed network is the masked and shared PyTorch model, bit for bit.
+
+Also: the training loop, the shipped model, and that the example which made it runs.
+"""
+
+import io
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from openese.model.calibrate import calibrate
+from openese.model.calibrate import calibrate, count_clipped
 from openese.model.compress import compress
+from openese.model.ese_file import load
 from openese.model.extract import UnsupportedModuleError
+from openese.model.mnist import scale_pixels
 from openese.model.prune import Masks
 from openese.model.share import SharedWeights
 from openese.model.train import error_percent, train
+
+# On a busy machine threads that wait for each other cost far more than these sizes gain.
+torch.set_num_threads(1)
 
 
 def make_model(seed=0, bias=True):
@@ -243,3 +257,50 @@ def test_error_percent():
     assert model.training
     with pytest.raises(ValueError, match="as many labels as inputs"):
         error_percent(model, x, torch.tensor([0]))
+
+
+# -- the shipped model and the example that makes it ----------------------------------------------
+
+
+def shipped_digits():
+    data = (resources.files("openese") / "data" / "mnist_256.npz").read_bytes()
+    with np.load(io.BytesIO(data), allow_pickle=False) as digits:
+        return digits["images"], digits["labels"]
+
+
+def test_the_shipped_model_is_what_it_says():
+    network = load(resources.files("openese") / "data" / "lenet_300_100.ese")
+    assert [(layer.name, layer.in_features, layer.out_features, layer.relu)
+            for layer in network.layers] == [
+        ("ip1", 784, 300, True), ("ip2", 300, 100, True), ("ip3", 100, 10, False)]
+    assert [layer.code_bits for layer in network.layers] == [4, 4, 4]
+    weights = sum(layer.in_features * layer.out_features for layer in network.layers)
+    assert sum(layer.nnz for layer in network.layers) <= 0.08 * weights
+    meta = network.meta
+    assert meta["error_percent"] <= meta["dense_error_percent"] + 0.2
+    images, labels = shipped_digits()
+    wrong = network.forward(scale_pixels(images)).argmax(axis=1) != labels
+    assert 100 * wrong.mean() < 2
+    assert not any(count_clipped(network, scale_pixels(images)).values())
+
+
+def test_the_lenet_example_runs(tmp_path):
+    """On the shipped digits, for one epoch each: the tables come and the file loads."""
+    images, labels = shipped_digits()
+    for prefix in ("train", "t10k"):
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(
+            bytes.fromhex("00000803000001000000001c0000001c") + images.tobytes())
+        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(
+            bytes.fromhex("0000080100000100") + labels.tobytes())
+    script = Path(__file__).parents[2] / "examples" / "lenet_300_100" / "reproduce.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--mnist", str(tmp_path), "--epochs", "2", "--step-epochs",
+         "2", "--retrain-epochs", "4", "--centroid-epochs", "1", "-o", str(tmp_path / "a.ese")],
+        capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for text in ("threshold", "dense (before pruning)", "pruned, ip1 at 7.7%",
+                 "retrained, ip1 at 7.7%", "shared, 15 centroids", "ip3.bias", "within 0.2 points"):
+        assert text in done.stdout
+    network = load(tmp_path / "a.ese")
+    assert [layer.nnz for layer in network.layers] == [18110, 2700, 260]
+    assert network.meta["dataset"] == "MNIST, pixels / 255"

@@ -8,6 +8,9 @@ from torch.nn.utils import parametrizations, prune
 
 from openese.model.extract import UnsupportedModuleError, extract_chain
 
+# On a busy machine threads that wait for each other cost far more than these sizes gain.
+torch.set_num_threads(1)
+
 
 def summary(model):
     return [(layer.name, layer.module.in_features, layer.module.out_features, layer.relu)

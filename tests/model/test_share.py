@@ -13,6 +13,9 @@ from torch import nn
 from openese.model.prune import Masks
 from openese.model.share import SharedWeights, kmeans, share_weights
 
+# On a busy machine threads that wait for each other cost far more than these sizes gain.
+torch.set_num_threads(1)
+
 INITS = ["linear", "density", "random"]
 
 
