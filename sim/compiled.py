@@ -18,7 +18,7 @@ from openese.sim.compiler import find_compiler
 from openese.sim.driver import UNBOUNDED, Driver, Job, MemoryShape, Outcome, Status
 from openese.sim.streams import Interface, to_words
 
-__all__ = ["CompiledDriver", "build_model", "tree_hash"]
+__all__ = ["CompiledDriver", "build_model", "build_object", "tree_hash"]
 
 _WORDS = ctypes.POINTER(ctypes.c_uint32)
 _FUNCTIONS = {
@@ -56,7 +56,21 @@ def tree_hash(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def build_model(generated: Mapping[str, str], sources: Sequence[Path], includes: Sequence[Path],
+def build_object(source: Path, includes: Sequence[Path], flags: Sequence[str]) -> Path:
+    """Compile a file of a simulator's runtime to an object for `build_model`, cached."""
+    compiler = find_compiler()
+    key = ["object", *compiler.command, compiler.version, *flags, source.read_bytes(),
+           *map(tree_hash, includes)]
+
+    def make(directory: Path) -> Path:
+        compiler.build([source], directory / "runtime.o",
+                       ["-c", *flags, *(f"-I{path}" for path in includes)])
+        return directory / "runtime.o"
+
+    return cached(key, ".o", make)
+
+
+def build_model(generated: Mapping[str, str], objects: Sequence[Path], includes: Sequence[Path],
                 flags: Sequence[str]) -> Path:
     """Compile generated C++ together with the harness; the result is cached by content.
 
@@ -64,8 +78,8 @@ def build_model(generated: Mapping[str, str], sources: Sequence[Path], includes:
     ----------
     generated
         File name to text; those ending in ``.cpp`` are compiled, the others are headers.
-    sources
-        Further files to compile, below one of `includes`.
+    objects
+        Objects from `build_object`.
     includes
         Directories of headers.
     flags
@@ -80,13 +94,13 @@ def build_model(generated: Mapping[str, str], sources: Sequence[Path], includes:
     own = {p.name: p.read_text() for p in files("openese.sim").iterdir() if p.name.endswith(".h")}
     texts = {**own, **generated}
     key = [*compiler.command, compiler.version, *flags, *map(tree_hash, includes),
-           *(source.name for source in sources),
+           *(path.name for path in objects),
            *(part for item in sorted(texts.items()) for part in item)]
 
     def make(directory: Path) -> Path:
         for name, text in texts.items():
             (directory / name).write_text(text)
-        units = [*(directory / name for name in generated if name.endswith(".cpp")), *sources]
+        units = [*(directory / name for name in generated if name.endswith(".cpp")), *objects]
         paths = [f"-I{path}" for path in (directory, *includes)]
         compiler.build(units, directory / "model.so", [*flags, *paths])
         return directory / "model.so"

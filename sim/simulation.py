@@ -247,7 +247,8 @@ class Simulation:
         ValueError
             No memory of that path; the text lists those that exist.
         """
-        return from_words(self._driver.read_memory(path), self._memory(path).width)
+        shape = self._memory(path)
+        return from_words(self._driver.read_memory(path), shape.width)
 
     def write_memory(self, path: str, values: ArrayLike, first: int = 0) -> None:
         """Replace rows of a memory from `first` on by raw values, between two cycles.

