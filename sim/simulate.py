@@ -16,10 +16,11 @@ from openese.model.network import CompressedNetwork
 from openese.model.quantise import quantise
 from openese.model.reference import Reference, run_reference
 
+from .compiler import NoCompilerError, find_compiler
 from .simulation import Simulation
-from .streams import pack, unpack
+from .streams import pack
 
-__all__ = ["SimulationReport", "run_engine", "simulate"]
+__all__ = ["SimulationReport", "choose_backend", "run_engine", "simulate"]
 
 
 @dataclass
@@ -78,6 +79,17 @@ class SimulationReport:
     def as_dict(self) -> dict:
         """The figures without the outputs, for JSON."""
         return {k: v for k, v in asdict(self).items() if k != "raw"}
+
+
+def choose_backend(backend: str) -> str:
+    """The backend itself, or for ``"auto"`` the fastest one that this machine can run."""
+    if backend != "auto":
+        return backend
+    try:
+        find_compiler()
+    except NoCompilerError:
+        return "amaranth"
+    return "cxxrtl"
 
 
 def simulate(network: CompressedNetwork | str | Path, inputs: ArrayLike, *, n_pes: int = 8,
@@ -150,11 +162,13 @@ def run_engine(image: Image, raw: NDArray, reference: Reference, *, backend: str
     config = image.config
     engine = Engine(config, image if load == "memory" else None)
     lanes = engine.i_act.payload.shape()
-    out = engine.o_act.payload.shape()
+    backend = choose_backend(backend)
+    # No vector takes longer than all its entries in one PE one after the other.
+    longest = 20_000 + 4 * image.entries
     with Simulation(engine, backend=backend, vcd=vcd) as simulation:
         def ask(register: host.Register) -> int:
             answer = simulation.run({"i_host": host.read(register)}, {"o_host": 1})
-            return int(answer.payloads["o_host"][0])
+            return int(answer.outputs["o_host"][0])
 
         if ask(host.Register.SIGNATURE) != config.signature:
             raise RuntimeError("the engine under test has another configuration than the image")
@@ -163,17 +177,19 @@ def run_engine(image: Image, raw: NDArray, reference: Reference, *, backend: str
             simulation.run({"i_host": words}, {})
         result = simulation.run(
             {"i_act": pack(lanes, host.pack_inputs(raw, config))},
-            {"o_act": reference.outputs.size}, stalls=stalls, progress=progress)
+            {"o_act": reference.outputs.size}, stalls=stalls, max_idle=longest,
+            max_cycles=longest * (len(raw) + 1),
+            progress=progress and (lambda _, done, wanted: progress(done, wanted)))
         saturations = ask(host.Register.SATURATIONS)
 
-    beats = unpack(out, result.payloads["o_act"])
+    beats = result.values("o_act")
     got = np.asarray(beats["data"], dtype=np.int64).reshape(reference.outputs.shape)
     wrong = got != reference.outputs
     # `last` marks exactly the final beat of each vector.
     last = np.asarray(beats["last"]).reshape(reference.outputs.shape)
     wrong |= last != (np.arange(last.shape[1]) == last.shape[1] - 1)
-    ends = result.cycles["o_act"].reshape(reference.outputs.shape)[:, -1]
-    cycles = int(ends[-1] - result.cycles["i_act"][0]) + 1
+    ends = result.times["o_act"].reshape(reference.outputs.shape)[:, -1]
+    cycles = int(ends[-1] - result.times["i_act"][0]) + 1
     entries = fillers = 0
     for table, activations in zip(image.layers, reference.activations, strict=True):
         active = np.count_nonzero(activations, axis=0)
@@ -181,7 +197,7 @@ def run_engine(image: Image, raw: NDArray, reference: Reference, *, backend: str
         fillers += int(table.fillers.sum(axis=0) @ active)
     first = tuple(map(int, np.argwhere(wrong)[0])) if wrong.any() else None
     return SimulationReport(
-        name="", backend=simulation.backend, load=load, n_pes=config.n_pes, vectors=len(got),
+        name="", backend=backend, load=load, n_pes=config.n_pes, vectors=len(got),
         outputs=got.size, mismatches=int(wrong.sum()) + (saturations != reference.saturations),
         cycles=cycles,
         cycles_per_vector=float(np.diff(ends).mean()) if len(ends) > 1 else float(cycles),

