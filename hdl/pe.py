@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# The blocks of a PE are unused exactly when the PE is, which Amaranth reports by itself.
 """A processing element: EIE's pipeline from the broadcast to the accumulators and back."""
 
 from amaranth import *

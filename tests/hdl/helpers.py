@@ -1,6 +1,7 @@
 """Simulating one block: cycle scripts, stream ends with stalls, and a watchdog on everything."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
 
 import numpy as np
 from amaranth.hdl import ResetInserter, Signal, Value
@@ -20,7 +21,9 @@ LIMIT = 20_000
 
 
 def plain(value):
-    """A sampled payload as Python numbers: a dict for a struct, a list for an array."""
+    """A sampled payload as numbers and enum members; a dict for a struct, a list for an array."""
+    if isinstance(value, Enum):
+        return value
     if not isinstance(value, data.Const):
         return int(value)
     layout = value.shape()

@@ -1,0 +1,147 @@
+# amaranth: UnusedElaboratable=no
+"""Proves that payloads hold everything the configuration allows, and match the model's packing."""
+
+import pytest
+from amaranth.hdl import Shape
+from amaranth.lib import data
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openese.hdl.act_memory import lane_layout
+from openese.hdl.layouts import (
+    Kind,
+    act_out_layout,
+    act_signature,
+    broadcast_layout,
+    broadcast_signature,
+    entry_layout,
+    input_layout,
+    input_signature,
+    instruction_layout,
+    ptr_layout,
+    scan_layout,
+    start_layout,
+)
+from openese.hdl.sequencer import program_load_layout
+from openese.hdl.write_back import result_layout
+from openese.model.config import PRESETS, EngineConfig
+from openese.model.program import Op, encode, instruction_fields
+
+from .helpers import SMALL, plain
+
+
+@st.composite
+def configs(draw):
+    """Engines of all shapes, the smallest of everything among them."""
+    n_pes = draw(st.sampled_from([1, 2, 3, 4, 8, 9, 64, 256]))
+    code_bits = draw(st.integers(1, 8))
+    depth = st.sampled_from([1, 2, 3, 64, 100, 65536])
+    return EngineConfig(
+        n_pes=n_pes, code_bits=code_bits, min_code_bits=draw(st.integers(1, code_bits)),
+        entry_bits=draw(st.integers(code_bits + 1, 24)), spmat_depth=draw(depth),
+        ptr_depth=draw(depth), bias_depth=draw(depth), act_depth=max(2, draw(depth)),
+        acc_depth=draw(depth), codebooks=draw(st.sampled_from([1, 2, 3, 64])),
+        program_depth=draw(st.sampled_from([2, 3, 1024])), act_bits=draw(st.integers(4, 18)),
+        weight_bits=draw(st.integers(4, 18)), bias_bits=draw(st.integers(4, 32)),
+        shift_bits=draw(st.integers(1, 5)),
+        input_lanes=draw(st.sampled_from([k for k in (1, 2, 4, n_pes) if n_pes % k == 0])))
+
+
+def fields_of(layout: data.Layout) -> dict:
+    """Every number in a layout by its path, nested layouts taken apart."""
+    found = {}
+    for name, part in layout:
+        if isinstance(part.shape, data.Layout):
+            found |= {f"{name}.{path}": shape for path, shape in fields_of(part.shape).items()}
+        else:
+            found[str(name)] = Shape.cast(part.shape)
+    return found
+
+
+@given(configs())
+@settings(deadline=None, max_examples=60, derandomize=True)
+def test_every_field_holds_its_largest_value(config):
+    largest = {
+        "args.act.ptr": config.ptr_depth - 1,
+        "args.scan.act": config.act_depth - 1, "args.scan.rows": config.act_depth,
+        "args.scan.rem": config.n_pes, "args.scan.codebook": config.codebooks - 1,
+        "args.scan.code_sel": config.code_bits - config.min_code_bits,
+        "args.write.act": config.act_depth - 1, "args.write.rows": config.acc_depth,
+        "args.write.bias": config.bias_depth - 1, "args.write.shift": 2**config.shift_bits - 1,
+        "args.load.pe": config.n_pes - 1,
+        "args.load.addr": max(config.spmat_depth, config.ptr_depth, config.bias_depth,
+                              config.codebooks << config.code_bits) - 1,
+        "args.load.data": max(2**(config.entry_bits + 1), 4 * config.spmat_depth,
+                              2**config.bias_bits, 2**config.weight_bits) - 1,
+    }
+    shapes = fields_of(broadcast_layout(config))
+    for path, value in largest.items():
+        assert value < 1 << shapes[path].width, path
+    groups = config.n_pes // config.input_lanes
+    assert groups - 1 < 1 << fields_of(input_layout(config))["group"].width
+    assert fields_of(lane_layout(config))["group"] == fields_of(input_layout(config))["group"]
+    assert config.spmat_depth - 1 < 1 << fields_of(ptr_layout(config))["start"].width
+    lane = scan_layout(config, 2 * config.lnzd_levels)["lane"]
+    assert config.n_pes - 1 < 1 << lane.width
+
+    # Verilog has no signals of width 0.
+    everything = [
+        act_out_layout(config), broadcast_layout(config), entry_layout(config),
+        input_layout(config), instruction_layout(config), lane_layout(config), ptr_layout(config),
+        program_load_layout(config), result_layout(config), scan_layout(config, 0),
+        scan_layout(config, 2), start_layout(config)]
+    for layout in everything:
+        for path, shape in fields_of(layout).items():
+            assert shape.width > 0, path
+            # Activations are the only signed numbers that travel.
+            assert shape.signed == ((shape.width == config.act_bits and "value" in path.split("."))
+                                    or (path == "data" and layout == act_out_layout(config))
+                                    or path.startswith("values")), path
+
+
+@given(configs(), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=60, derandomize=True)
+def test_instructions_are_what_the_compiler_packs(config, random):
+    values = {name: random.randrange(1 << width)
+              for name, width in instruction_fields(config).items()}
+    values["op"] = random.choice(list(Op))
+    word = encode(config, **values)
+    layout = instruction_layout(config)
+    assert plain(layout.from_bits(word)) == values
+    assert word < 1 << layout.size
+    load = program_load_layout(config)
+    assert load["data"].width == layout.size
+    assert config.program_depth - 1 < 1 << load["addr"].width
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_legal_layouts(name):
+    assert Shape.cast(broadcast_layout(PRESETS[name])).width <= 64
+
+
+def test_pointer_word_has_the_start_below_the_length_class():
+    word = 133 | 2 << SMALL.spmat_addr_bits
+    assert plain(ptr_layout(SMALL).from_bits(word)) == {"start": 133, "length": 2}
+    assert ptr_layout(SMALL).size == SMALL.ptr_word_bits
+
+
+def test_lane_0_is_in_the_lowest_bits():
+    config = SMALL.with_(n_pes=4, input_lanes=4)
+    layout = act_signature(config).members["payload"].shape
+    word = sum((value & 0xFFFF) << 16 * lane for lane, value in enumerate([1, -2, 3, -4]))
+    assert plain(layout.from_bits(word)) == [1, -2, 3, -4]
+
+
+def test_output_has_the_activation_below_last():
+    assert plain(act_out_layout(SMALL).from_bits(0x1_8000)) == {"data": -32768, "last": 1}
+    assert plain(act_out_layout(SMALL).from_bits(0x0_FFFF)) == {"data": -1, "last": 0}
+
+
+def test_only_what_may_stall_has_ready():
+    assert broadcast_signature(SMALL).always_ready
+    assert input_signature(SMALL).always_ready
+    assert not act_signature(SMALL).always_ready
+
+
+def test_kinds_differ():
+    assert len({kind.value for kind in Kind}) == len(Kind) == 7

@@ -1,0 +1,179 @@
+# amaranth: UnusedElaboratable=no
+"""Proves leading-non-zero detection: order, zeros, negatives, partial rows, stalls, cycles."""
+
+import numpy as np
+import pytest
+from amaranth.hdl import Signal
+
+from openese.hdl.lnzd import LnzdNode, LnzdTree
+from openese.sim import simulation
+from openese.sim.streams import pack, random_stalls
+
+from .helpers import SMALL, play, transfers
+
+LEAVES = [1, 2, 3, 4, 5, 16, 17]
+LEVELS = {1: 1, 2: 1, 3: 1, 4: 1, 5: 2, 16: 2, 17: 3}
+
+
+def rows_of(leaves: int, density: float, count: int, seed: int) -> np.ndarray:
+    """Random rows of activations: a third negative, both rails, some rows all zero or all not."""
+    rng = np.random.default_rng([leaves, seed])
+    values = rng.choice([-32768, 32767, -1, 1, 256, -256, 77, 4096], size=(count, leaves))
+    values *= rng.random((count, leaves)) < density
+    values[rng.random(count) < 0.1] = 0
+    values[0], values[-1] = 0, -1
+    return values
+
+
+def leaf_items(rows, present=None) -> list[list[dict]]:
+    """What the PEs offer: per leaf, one item per row."""
+    present = rows != 0 if present is None else present
+    return [[{"value": int(value), "nonzero": int(there), "last": 1}
+             for value, there in zip(rows[:, leaf], present[:, leaf], strict=True)]
+            for leaf in range(rows.shape[1])]
+
+
+def expected_items(rows, present=None) -> list:
+    """What the root gives: (lane, value, last), or None for a row of zeros."""
+    present = rows != 0 if present is None else present
+    found = []
+    for row, there in zip(rows, present, strict=True):
+        lanes = np.flatnonzero(there).tolist()
+        found += [(lane, int(row[lane]), int(lane == lanes[-1])) for lane in lanes] or [None]
+    return found
+
+
+def taken(got) -> list:
+    """Received items in the form of `expected_items`."""
+    for _, item in got:
+        assert item["nonzero"] or item["last"], "a zero item stands for a whole row"
+    return [(item["lane"], item["value"], item["last"]) if item["nonzero"] else None
+            for _, item in got]
+
+
+def run(dut, inputs, *, gaps: float = 0.0, stalls: float = 0.0, seed: int = 0):
+    """Offer the items of every child; returns (cycle, item) of all that comes out."""
+    shape = dut.i[0].payload.shape()
+    raw = {f"i_{k}": pack(shape, {name: [item[name] for item in items] for name, _ in shape})
+           for k, items in enumerate(inputs)}
+    patterns = {name: random_stalls(100 * seed + k, gaps) for k, name in enumerate(raw)}
+    patterns["o"] = random_stalls(100 * seed + 99, stalls)
+    result = simulation.run(dut, raw, {"o": None}, stalls=patterns, extra_cycles=60)
+    values = result.values("o")
+    items = [dict(zip(values, map(int, item), strict=True))
+             for item in zip(*values.values(), strict=True)]
+    return list(zip(result.times["o"].tolist(), items, strict=True))
+
+
+@pytest.mark.parametrize("density", [0.0, 0.15, 0.6, 1.0])
+@pytest.mark.parametrize("leaves", LEAVES)
+def test_one_item_per_cycle_after_the_levels(leaves, density):
+    config = SMALL.with_(n_pes=leaves)
+    assert config.lnzd_levels == LEVELS[leaves]
+    rows = rows_of(leaves, density, 25, 0)
+    expected = expected_items(rows)
+    got = run(LnzdTree(config), leaf_items(rows))
+    assert taken(got) == expected
+    # No bubble within rows, between rows, or between scans.
+    first = config.lnzd_levels
+    assert [cycle for cycle, _ in got] == list(range(first, first + len(expected)))
+
+
+@pytest.mark.parametrize(("gaps", "stalls"), [(0.0, 0.5), (0.5, 0.0), (0.3, 0.3), (0.8, 0.1)])
+@pytest.mark.parametrize("leaves", [1, 3, 5, 17])
+def test_random_stalls_on_every_stream(leaves, gaps, stalls):
+    rows = rows_of(leaves, 0.4, 25, 1)
+    expected = expected_items(rows)
+    got = run(LnzdTree(SMALL.with_(n_pes=leaves)), leaf_items(rows), gaps=gaps,
+              stalls=stalls, seed=leaves)
+    assert taken(got) == expected
+
+
+@pytest.mark.parametrize("leaves", LEAVES)
+def test_dense_scan_gives_zeros_as_well(leaves):
+    rows = rows_of(leaves, 0.3, 6, 2)
+    everything = np.ones_like(rows, dtype=bool)
+    expected = expected_items(rows, everything)
+    got = run(LnzdTree(SMALL.with_(n_pes=leaves)), leaf_items(rows, everything), stalls=0.2)
+    assert taken(got) == expected
+    assert len(got) == rows.size
+
+
+@pytest.mark.parametrize("leaves", LEAVES)
+def test_absent_lanes_of_the_last_row(leaves):
+    """Scans of every `rem`, one right after the other, sparse and dense."""
+    blocks, masks = [], []
+    for rem in range(1, leaves + 1):
+        rows = rows_of(leaves, 0.7, 3, rem)
+        for mask in (rows != 0, np.ones_like(rows, dtype=bool)):
+            mask[-1, rem:] = False
+            blocks.append(rows)
+            masks.append(mask)
+    rows, present = np.concatenate(blocks), np.concatenate(masks)
+    expected = expected_items(rows, present)
+    got = run(LnzdTree(SMALL.with_(n_pes=leaves)), leaf_items(rows, present))
+    assert taken(got) == expected
+
+
+def test_every_pattern_of_a_row_of_four():
+    patterns = np.array([[pattern >> lane & 1 for lane in range(4)] for pattern in range(16)])
+    # Every pattern follows every other.
+    rows = np.concatenate([patterns[[a, b]] for a in range(16) for b in range(16)]) * -3
+    expected = expected_items(rows)
+    got = run(LnzdTree(SMALL.with_(n_pes=4)), leaf_items(rows))
+    assert taken(got) == expected
+    assert [cycle for cycle, _ in got] == list(range(1, 1 + len(expected)))
+
+
+@pytest.mark.parametrize("children", [1, 2, 3, 4])
+@pytest.mark.parametrize("stalls", [0.0, 0.4])
+def test_node_merges_rows_of_several_items(children, stalls):
+    """A node above nodes: children give several items per row, in their own time."""
+    rng = np.random.default_rng(children)
+    inputs, expected = [[] for _ in range(children)], []
+    for _ in range(40):
+        row = []
+        for child in range(children):
+            lanes = np.flatnonzero(rng.random(4) < rng.choice([0.0, 0.3, 0.9])).tolist()
+            values = rng.integers(-9, 0, size=len(lanes)).tolist()
+            inputs[child] += [
+                {"value": value, "nonzero": 1, "last": int(lane == lanes[-1]), "lane": lane}
+                for lane, value in zip(lanes, values, strict=True)
+            ] or [{"value": 0, "nonzero": 0, "last": 1, "lane": 0}]
+            row += [(4 * child + lane, value)
+                    for lane, value in zip(lanes, values, strict=True)]
+        expected += [(*item, int(item is row[-1])) for item in row] or [None]
+    got = run(LnzdNode(SMALL, children, 2), inputs, gaps=stalls, stalls=stalls)
+    assert taken(got) == expected
+    if not stalls:
+        assert [cycle for cycle, _ in got] == list(range(1, 1 + len(expected)))
+
+
+def test_node_waits_for_every_child_that_has_items_left():
+    one, zero = {"value": -4, "nonzero": 1, "last": 1}, {"value": 0, "nonzero": 0, "last": 1}
+    waiting = {"i.1.valid": 1, "i.1.payload": one, "o.ready": 1}
+    script = [waiting] * 4 + [{**waiting, "i.0.valid": 1, "i.0.payload": zero}, {"o.ready": 1}]
+    trace = play(LnzdNode(SMALL, 2, 0), script, ["o.valid", "o.payload", "i.1.ready"])
+    assert transfers(trace, "o") == [(5, {**one, "lane": 1})]
+    assert [step["i.1.ready"] for step in trace[:5]] == [0, 0, 0, 0, 1]
+
+
+def test_reset_forgets_a_row_half_given():
+    item = {"value": 9, "nonzero": 1, "last": 1}
+    both = {f"i.{k}.{part}": value for k in range(2)
+            for part, value in (("valid", 1), ("payload", item))}
+    # Child 0 is taken in cycle 0; after the reset the row starts again with child 0.
+    script = [{**both, "o.ready": 1}, {"reset": 1}, *[{**both, "o.ready": 1}] * 2, {"o.ready": 1}]
+    trace = play(LnzdNode(SMALL, 2, 0), script, ["o.valid", "o.payload", "i.0.ready"],
+                 reset=Signal())
+    assert [item["lane"] for _, item in transfers(trace[2:], "o")] == [0, 1]
+
+
+def test_constructor_errors():
+    with pytest.raises(TypeError, match=r"^config must be an EngineConfig, not 4$"):
+        LnzdTree(4)
+    with pytest.raises(TypeError, match=r"^config must be an EngineConfig, not 4$"):
+        LnzdNode(4, 2, 0)
+    for children in (0, 5):
+        with pytest.raises(ValueError, match=f"^children must be 1 to 4, not {children}$"):
+            LnzdNode(SMALL, children, 0)

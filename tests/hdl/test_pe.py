@@ -1,0 +1,319 @@
+# amaranth: UnusedElaboratable=no
+"""Proves a whole PE against plain arithmetic: matrix, write-back, latencies, and its status."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from amaranth.hdl import Signal
+
+from openese.hdl.layouts import Kind
+from openese.hdl.pe import ProcessingElement
+from openese.model.config import (
+    ACC_LATENCY,
+    ACT_READ_LATENCY,
+    MULTIPLY_LATENCY,
+    PTR_READ_LATENCY,
+    SPMAT_READ_LATENCY,
+    WRITE_BACK_LATENCY,
+)
+
+from .helpers import (
+    SMALL,
+    act_message,
+    column_words,
+    load_message,
+    plain,
+    scan_message,
+    signed,
+    simulate,
+    unsigned,
+    write_message,
+)
+
+#: From a broadcast arriving at a PE to the first product being in its accumulator. The row is
+#: registered beside the multiplier, so the product meets it.
+TO_ACCUMULATOR = (1 + PTR_READ_LATENCY + 1 + SPMAT_READ_LATENCY + MULTIPLY_LATENCY + ACC_LATENCY)
+
+
+class Layer:
+    """A random matrix as one PE holds it: its own rows only."""
+
+    def __init__(self, config, *, columns: int, rows: int, density: float, code_bits: int,
+                 book: int, seed: int):
+        rng = np.random.default_rng(seed)
+        self.rows, self.book, self.code_bits = rows, book, code_bits
+        self.codes = rng.integers(1, 1 << code_bits, (rows, columns))
+        self.codes *= rng.random((rows, columns)) < density
+        # Small weights, so that no accumulator wraps whatever the activations are.
+        self.values = rng.integers(-300, 300, 1 << code_bits)
+        self.values[0] = 0
+        self.bias = rng.integers(-5000, 5000, rows)
+        index_bits = config.entry_bits - code_bits
+        self.columns = [
+            column_words(*(part.tolist() for part in (found, self.codes[found, j])), code_bits,
+                         index_bits)
+            for j in range(columns) for found in [np.flatnonzero(self.codes[:, j])]]
+
+    def outputs(self, config, x, *, s: int, relu: int) -> list[int]:
+        """Raw activations by exact arithmetic."""
+        found = []
+        for row in range(self.rows):
+            acc = sum(int(self.values[code]) * int(value)
+                      for code, value in zip(self.codes[row], x, strict=True))
+            exact = (Fraction(acc, 1 << config.shift_base + config.bias_guard + s)
+                     + Fraction(int(self.bias[row]), 1 << config.bias_guard))
+            y = math.floor(exact + Fraction(1, 2))
+            y = max(y, 0) if relu else y
+            found.append(min(max(y, -(1 << config.act_bits - 1)), (1 << config.act_bits - 1) - 1))
+        return found
+
+
+def contents(config, layers) -> dict[str, list[int]]:
+    """Memory contents of a PE for layers one after the other."""
+    spmat, ptr, bias, codebook = [], [], [], [0] * config.codebook_depth
+    for layer in layers:
+        for words in layer.columns:
+            start = len(spmat) if words else 0
+            ptr.append(start | min(3, len(words)) << config.spmat_addr_bits)
+            spmat += words
+        bias += [unsigned(int(value), config.bias_bits) for value in layer.bias]
+        base = layer.book << config.code_bits
+        codebook[base:base + (1 << layer.code_bits)] = [
+            unsigned(int(value), config.weight_bits) for value in layer.values]
+    return {"spmat": spmat, "ptr": ptr, "bias": bias, "codebook": codebook}
+
+
+class Driver:
+    """Plays sequencer and trees of a PE inside a testbench, keeping their latencies."""
+
+    def __init__(self, ctx, dut, config, seed: int = 0):
+        self.ctx, self.dut, self.config = ctx, dut, config
+        self.rng = np.random.default_rng(seed)
+        self.full, self.cycle, self.items = [], 0, []
+        self.saturations = 0
+
+    async def tick(self, message=None, *, take=False):
+        """One cycle, with a message or without."""
+        ctx, dut = self.ctx, self.dut
+        ctx.set(dut.i.valid, int(message is not None))
+        if message is not None:
+            ctx.set(dut.i.payload, message)
+        ctx.set(dut.o.ready, int(take))
+        if take and ctx.get(dut.o.valid):
+            self.items.append(plain(ctx.get(dut.o.payload)))
+        self.full.append(ctx.get(dut.almost_full))
+        self.saturations += ctx.get(dut.saturated)
+        await ctx.tick()
+        self.cycle += 1
+
+    def stalled(self) -> bool:
+        """What the sequencer would see now."""
+        # Decided `fan_levels` ago, when what was seen was `fan_levels` old.
+        late = 2 * self.config.fan_levels
+        return bool(self.full[-late]) if len(self.full) >= late else False
+
+    async def drain(self):
+        """Wait until the PE is idle, as soon as `busy` can be believed."""
+        await self.tick()
+        await self.tick()
+        while self.ctx.get(self.dut.busy):
+            await self.tick()
+
+    async def scan(self, rem: int, **fields) -> list[dict]:
+        """Scan a region under random backpressure."""
+        self.items = []
+        await self.tick(scan_message(rem=rem, **fields))
+        while len(self.items) < fields["rows"]:
+            await self.tick(take=self.rng.random() < 0.6)
+        return self.items
+
+
+@pytest.mark.parametrize("load", [False, True])
+@pytest.mark.parametrize(("queue_depth", "gaps"), [(1, 0.0), (3, 0.0), (8, 0.0), (3, 0.7)])
+def test_layers_equal_plain_arithmetic(queue_depth, gaps, load):
+    """Two layers with different splits and codebooks, several vectors, nothing cleared between."""
+    config = SMALL.with_(queue_depth=queue_depth, spmat_depth=400, act_depth=60)
+    layers = [Layer(config, columns=25, rows=12, density=0.35, code_bits=4, book=1, seed=1),
+              Layer(config, columns=30, rows=9, density=0.1, code_bits=2, book=0, seed=2)]
+    memory = contents(config, layers)
+    dut = ProcessingElement(config, **({} if load else memory))
+    rng = np.random.default_rng(5)
+    pe, saturations = 1, 0
+
+    async def testbench(ctx):
+        nonlocal saturations
+        ctx.set(dut.id, pe)
+        driver = Driver(ctx, dut, config)
+        if load:
+            for kind, name in ((Kind.LOAD_SPMAT, "spmat"), (Kind.LOAD_PTR, "ptr"),
+                               (Kind.LOAD_BIAS, "bias"), (Kind.LOAD_CODEBOOK, "codebook")):
+                for addr, word in enumerate(memory[name]):
+                    await driver.tick(load_message(kind, pe, addr, word))
+        for vector in range(3):
+            base_ptr = base_bias = 0
+            for number, layer in enumerate(layers):
+                columns = len(layer.columns)
+                x = rng.integers(-32768, 32768, columns) * (rng.random(columns) < 0.7)
+                s, relu = int(rng.integers(8)), (vector + number) % 2
+                # The scan message tells split and codebook; one row is scanned meanwhile.
+                await driver.scan(1, rows=1, act=0, codebook=layer.book,
+                                  code_sel=layer.code_bits - config.min_code_bits)
+                for j in np.flatnonzero(x).tolist():
+                    while driver.stalled() or rng.random() < gaps:
+                        await driver.tick()
+                    await driver.tick(act_message(base_ptr + j, int(x[j])))
+                await driver.drain()
+                act = 20 * number + 7
+                await driver.tick(write_message(act=act, rows=layer.rows, bias=base_bias, shift=s,
+                                                relu=relu))
+                await driver.drain()
+                items = await driver.scan(1, rows=layer.rows, act=act, dense=1)
+                expected = layer.outputs(config, x, s=s, relu=relu)
+                assert [item["value"] for item in items] == expected
+                # PE 1 is absent in a last row of one activation.
+                assert [item["nonzero"] for item in items] == [1] * (layer.rows - 1) + [0]
+                base_ptr, base_bias = base_ptr + columns, base_bias + layer.rows
+        saturations = driver.saturations
+
+    simulate(dut, testbench)
+    assert saturations == 0
+
+
+def tiny(lengths) -> dict[str, list[int]]:
+    """Contents with columns of given lengths: column j has code 1 in rows 0, 1, 2, ..."""
+    layer = [column_words(range(n), [1] * n, 4, 4) for n in lengths]
+    spmat, ptr = [], []
+    for words in layer:
+        ptr.append((len(spmat) if words else 0) | min(3, len(words)) << SMALL.spmat_addr_bits)
+        spmat += words
+    return {"spmat": spmat, "ptr": ptr, "codebook": [0, 3]}
+
+
+SPLIT = scan_message(rows=1, rem=SMALL.n_pes, code_sel=4 - SMALL.min_code_bits)
+
+
+def trace(dut, messages: dict, cycles: int, watch, reset_at=None) -> list:
+    """What `watch(ctx)` returns in every cycle, after a scan that selects the 4-bit split."""
+    seen = []
+    reset = Signal()
+
+    async def testbench(ctx):
+        ctx.set(dut.o.ready, 1)
+        for cycle in range(-8, cycles):
+            message = SPLIT if cycle == -8 else messages.get(cycle)
+            ctx.set(dut.i.valid, int(message is not None))
+            ctx.set(dut.i.payload, message or act_message(0, 99))
+            ctx.set(reset, int(cycle == reset_at))
+            if cycle >= 0:
+                seen.append(watch(ctx))
+            await ctx.tick()
+
+    simulate(dut, testbench, reset=reset)
+    return seen
+
+
+def test_latency_from_broadcast_to_accumulator():
+    dut = ProcessingElement(SMALL, **tiny([1]))
+    seen = trace(dut, {2: act_message(0, -7)}, 22, lambda ctx: (
+        signed(plain(ctx.get(dut.accumulate.words[0])), SMALL.acc_bits), ctx.get(dut.busy)))
+    written = 2 + TO_ACCUMULATOR
+    assert TO_ACCUMULATOR == 12
+    # The relay takes a cycle, and so does the register of `busy`.
+    assert seen == [(-21 * (cycle >= written), int(4 <= cycle <= written)) for cycle in range(22)]
+
+
+def test_an_empty_column_keeps_the_pe_busy_only_briefly():
+    dut = ProcessingElement(SMALL, **tiny([0, 1]))
+    seen = trace(dut, {2: act_message(0, 5)}, 14, lambda ctx: ctx.get(dut.busy))
+    assert [cycle for cycle, busy in enumerate(seen) if busy] == [4, 5, 6]
+
+
+@pytest.mark.parametrize("lengths", [[1] * 12, [1, 1, 1, 2, 3, 1, 4], [0, 2, 0, 0, 3, 0, 5],
+                                     [12, 1, 12, 1]])
+def test_one_entry_per_cycle(lengths):
+    config = SMALL.with_(queue_depth=16)
+    dut = ProcessingElement(config, **tiny(lengths))
+    messages = {k: act_message(k, 2) for k in range(len(lengths))}
+    seen = trace(dut, messages, 60, lambda ctx: (ctx.get(dut.spmat_read.o.valid),
+                                                 ctx.get(dut.busy)))
+    # Work is only missing where empty columns let the queue run dry.
+    free, reads = 0, []
+    for arrival, length in enumerate(lengths):
+        if length:
+            free = max(free, arrival + 1 + PTR_READ_LATENCY + 1)
+            reads += range(free + SPMAT_READ_LATENCY, free + SPMAT_READ_LATENCY + length)
+            free += length
+    assert [cycle for cycle, (valid, _) in enumerate(seen) if valid] == reads
+    last = reads[-1] - SPMAT_READ_LATENCY + TO_ACCUMULATOR - 1 - PTR_READ_LATENCY - 1
+    assert [cycle for cycle, (_, busy) in enumerate(seen) if busy] == list(range(2, last + 1))
+    total = [6 * sum(length > row for length in lengths) for row in range(12)]
+    assert [plain(word) for word in final_accumulators(dut, messages)] == total
+
+
+def final_accumulators(dut, messages) -> list:
+    found = []
+
+    async def testbench(ctx):
+        for cycle in range(-8, 70):
+            message = SPLIT if cycle == -8 else messages.get(cycle)
+            ctx.set(dut.i.valid, int(message is not None))
+            ctx.set(dut.i.payload, message or act_message(0, 99))
+            await ctx.tick()
+        found.extend(ctx.get(dut.accumulate.words[row]) for row in range(SMALL.acc_depth))
+
+    simulate(dut, testbench)
+    return found
+
+
+def test_write_back_latency_and_busy():
+    dut = ProcessingElement(SMALL, bias=[4 * 33])
+    seen = trace(dut, {3: write_message(act=6, rows=1)}, 20, lambda ctx: (
+        plain(ctx.get(dut.act_memory.words[6])), ctx.get(dut.busy)))
+    # Relay, then the write in the cycle of the result, seen in the next.
+    written = 3 + 1 + WRITE_BACK_LATENCY + 1
+    assert seen == [(33 * (cycle >= written), int(5 <= cycle <= written)) for cycle in range(20)]
+
+
+def test_scan_latency():
+    dut = ProcessingElement(SMALL)
+    seen = trace(dut, {1: scan_message(rows=2, rem=3, dense=1)}, 12,
+                 lambda ctx: ctx.get(dut.o.valid))
+    first = 1 + 1 + ACT_READ_LATENCY
+    assert [cycle for cycle, valid in enumerate(seen) if valid] == [first, first + 1]
+
+
+def test_saturations_and_almost_full_are_reported():
+    dut = ProcessingElement(SMALL, bias=[(1 << 17) - 1, 0, (1 << 17) - 1])
+    seen = trace(dut, {0: write_message(rows=3)}, 15, lambda ctx: ctx.get(dut.saturated))
+    first = 1 + WRITE_BACK_LATENCY
+    assert [cycle for cycle, hit in enumerate(seen) if hit] == [first, first + 2]
+
+    # Column 0 keeps SpMatRead busy; three more wait.
+    dut = ProcessingElement(SMALL, **tiny([12, 1, 1, 1]))
+    seen = trace(dut, {k: act_message(k, 1) for k in range(4)}, 40,
+                 lambda ctx: ctx.get(dut.almost_full))
+    # Arrival 3 is counted after its relay, pointer and queue; one register follows.
+    counted = 3 + 1 + PTR_READ_LATENCY + 1
+    taken = 0 + 1 + PTR_READ_LATENCY + 1 + 12
+    assert [cycle for cycle, full in enumerate(seen) if full] == list(
+        range(counted + 1, taken + 2))
+
+
+def test_reset_drops_columns_but_memories_keep_their_words():
+    dut = ProcessingElement(SMALL, **tiny([3, 1]))
+    seen = trace(dut, {0: act_message(0, 1), 1: act_message(1, 1), 20: act_message(1, 5)}, 36,
+                 lambda ctx: (ctx.get(dut.busy), plain(ctx.get(dut.accumulate.words[0]))),
+                 reset_at=7)
+    assert [cycle for cycle, (busy, _) in enumerate(seen) if busy] == [
+        *range(2, 8), *range(22, 20 + TO_ACCUMULATOR + 1)]
+
+
+def test_constructor_errors():
+    with pytest.raises(TypeError, match=r"^config must be an EngineConfig, not 1$"):
+        ProcessingElement(1)
+    for name, depth in (("spmat", 200), ("ptr", 60), ("bias", 24), ("codebook", 48)):
+        with pytest.raises(ValueError, match=rf"^{name} has {depth + 1} words but the memory of "
+                                             rf"this configuration holds {depth}$"):
+            ProcessingElement(SMALL, **{name: [0] * (depth + 1)})

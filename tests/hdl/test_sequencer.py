@@ -1,0 +1,328 @@
+# amaranth: UnusedElaboratable=no
+"""Proves programs cycle by cycle: messages, columns, stalls, draining, output, start and stop."""
+
+import numpy as np
+import pytest
+from amaranth.hdl import Signal
+
+from openese.hdl.layouts import Kind
+from openese.hdl.sequencer import Sequencer
+from openese.model.config import EngineConfig
+from openese.model.program import Op, encode, instruction_bits
+
+from .helpers import SMALL, plain, simulate
+
+N = SMALL.n_pes
+#: First idle cycle after reset, in which the accumulators of all PEs are cleared.
+CLEARED = SMALL.drain_wait + 1
+#: First cycle that executes an instruction, `run` being high.
+FIRST = CLEARED + 2
+
+
+class Machine:
+    """A sequencer with PEs, LNZD tree and input buffer played by the testbench.
+
+    The activation memory is `memory`, one number per activation, PE after PE, row after row. A
+    scan's items come from ``scan_latency`` cycles after its message on. PEs are busy for `work`
+    cycles after each column or write-back can first be seen; before that, `busy` is random.
+
+    Attributes
+    ----------
+    messages
+        (cycle, kind, fields) of all broadcasts.
+    outputs
+        (cycle, data, last).
+    released, finished, computing, writing, idle
+        Cycles in which these were high.
+    """
+
+    def __init__(self, program, cycles: int, *, config: EngineConfig = SMALL, memory=(), work=0,
+                 run=lambda cycle: True, full=lambda cycle: True, input_act=lambda cycle: 0,
+                 stalls=0.0, gaps=0.0, output_stalls=0.0, seed=0, load=(), reset_at=None):
+        self.messages, self.outputs = [], []
+        self.released, self.finished, self.computing = [], [], []
+        self.writing, self.idle = [], []
+        dut = Sequencer(config, program)
+        rng = np.random.default_rng(seed)
+        reset = Signal()
+
+        async def testbench(ctx):
+            items, begin, settled, offering = [], 0, -1, False
+            unsure = set()
+            offered_out = None
+            for cycle in range(cycles):
+                ctx.set(reset, int(cycle == reset_at))
+                ctx.set(dut.run, int(run(cycle)))
+                ctx.set(dut.input_full, int(full(cycle)))
+                ctx.set(dut.input_act, input_act(cycle))
+                ctx.set(dut.i_load.valid, int(cycle < len(load)))
+                if cycle < len(load):
+                    ctx.set(dut.i_load.payload, {"addr": load[cycle][0], "data": load[cycle][1]})
+                busy = rng.random() < 0.5 if cycle in unsure else cycle <= settled
+                stall = rng.random() < stalls
+                ctx.set(dut.busy, int(busy))
+                ctx.set(dut.stall, int(stall))
+                ctx.set(dut.o_act.ready, int(rng.random() >= output_stalls))
+                offering = bool(items) and cycle >= begin and (offering or rng.random() >= gaps)
+                ctx.set(dut.i_scan.valid, int(offering))
+                if offering:
+                    ctx.set(dut.i_scan.payload, items[0])
+
+                if ctx.get(dut.o.valid):
+                    message = plain(ctx.get(dut.o.payload))
+                    kind = message["kind"]
+                    fields = message["args"][kind.name.lower()]
+                    self.messages.append((cycle, kind, fields))
+                    if kind == Kind.SCAN:
+                        assert items == [], "scan during a scan"
+                        items = self._items(config, memory, fields)
+                        begin = cycle + config.scan_latency
+                    else:
+                        # What is seen from `drain_wait` on is the truth.
+                        unsure |= set(range(cycle + 1, cycle + config.drain_wait))
+                        settled = max(settled, cycle + config.drain_wait + work - 1)
+                        assert not (kind == Kind.ACT and stall), "column in spite of a stall"
+                if offering and ctx.get(dut.i_scan.ready):
+                    items.pop(0)
+                    offering = False
+                beat = plain(ctx.get(dut.o_act.payload)) if ctx.get(dut.o_act.valid) else None
+                assert offered_out is None or beat == offered_out, "output withdrawn or changed"
+                offered_out = None if ctx.get(dut.o_act.ready) else beat
+                if beat is not None and ctx.get(dut.o_act.ready):
+                    self.outputs.append((cycle, beat["data"], beat["last"]))
+                for name, port in (("released", dut.input_release), ("finished", dut.finished),
+                                   ("computing", dut.computing), ("writing", dut.writing),
+                                   ("idle", dut.idle)):
+                    if ctx.get(port):
+                        getattr(self, name).append(cycle)
+                if cycle == reset_at:
+                    items, offering, offered_out = [], False, None
+                await ctx.tick()
+
+        simulate(dut, testbench, reset=reset)
+
+    @staticmethod
+    def _items(config, memory, scan) -> list[dict]:
+        """What the LNZD tree gives for a scan."""
+        items = []
+        for row in range(scan["rows"]):
+            lanes = range(scan["rem"] if row == scan["rows"] - 1 else config.n_pes)
+            at = (scan["act"] + row) * config.n_pes
+            found = [lane for lane in lanes if scan["dense"] or memory[at + lane]]
+            items += [{"value": memory[at + lane], "nonzero": 1, "last": int(lane == found[-1]),
+                       "lane": lane} for lane in found]
+            items += [] if found else [{"value": 0, "nonzero": 0, "last": 1, "lane": 0}]
+        return items
+
+    def of(self, kind: Kind) -> list:
+        """(cycle, fields) of the messages of a kind, but for the clearing after reset."""
+        return [(cycle, fields) for cycle, k, fields in self.messages if k == kind and cycle]
+
+
+MEMORY = [0, 5, -6, 0, 0, 0, 7, 0, 0, -32768, 1, 32767, 0, 0, -1] + [0] * 60  # 5 rows and zeros
+
+
+def columns(start: int, rows: int, rem: int, base: int, memory=MEMORY) -> list[tuple[int, int]]:
+    """(pointer, activation) of every non-zero activation of a region, in order."""
+    count = (rows - 1) * N + rem
+    return [(base + i, value) for i, value in enumerate(memory[start * N:start * N + count])
+            if value]
+
+
+def spmv(**fields) -> int:
+    return encode(SMALL, op=Op.SPMV, **fields)
+
+
+def write(**fields) -> int:
+    return encode(SMALL, op=Op.WRITE, **fields)
+
+
+def output(**fields) -> int:
+    return encode(SMALL, op=Op.OUTPUT, **fields)
+
+
+LAYER = [spmv(from_input=1, rows=5, rem=N, base=7, codebook=2, code_sel=1, act=9),
+         write(act=11, rows=4, base=3, shift=5, relu=1),
+         output(act=1, rows=2, rem=2, last=1)]
+
+
+def test_accumulators_are_cleared_after_reset():
+    machine = Machine(LAYER, 30, run=lambda cycle: False)
+    assert machine.messages == [(0, Kind.WRITE, {
+        "act": 0, "rows": SMALL.acc_depth, "bias": 0, "shift": 0, "relu": 0, "discard": 1})]
+    assert machine.idle == list(range(CLEARED, 30))
+    assert machine.writing == list(range(CLEARED))
+    assert machine.computing == machine.finished == []
+    # Longer when the PEs take longer, which they do.
+    machine = Machine(LAYER, 40, run=lambda cycle: False, work=9)
+    assert machine.idle == list(range(CLEARED + 9, 40))
+    assert machine.writing == list(range(CLEARED + 9))
+
+
+@pytest.mark.parametrize("work", [0, 1, 6])
+def test_a_pass_cycle_by_cycle(work):
+    machine = Machine(LAYER, 90, memory=MEMORY, work=work, run=lambda cycle: cycle < 60,
+                      full=lambda cycle: cycle < 40, input_act=lambda cycle: 0)
+    start = FIRST + work  # the clearing keeps the PEs busy as well
+    assert machine.of(Kind.SCAN)[0] == (start, {
+        "act": 0, "rows": 5, "rem": N, "codebook": 2, "code_sel": 1, "dense": 0})
+    # Row 1 is all zero and takes one item.
+    expected, cycle = [], start + SMALL.scan_latency
+    for row in range(5):
+        found = [lane for lane in range(N) if MEMORY[row * N + lane]]
+        for lane in found:
+            expected.append((cycle, {"ptr": 7 + row * N + lane, "value": MEMORY[row * N + lane]}))
+            cycle += 1
+        cycle += not found
+    assert machine.of(Kind.ACT)[:len(expected)] == expected
+    scanned = cycle - 1
+    # Exactly the smallest wait when the PEs are idle by then.
+    written = max(scanned + SMALL.drain_wait, expected[-1][0] + SMALL.drain_wait + work) + 1
+    assert machine.of(Kind.WRITE)[0] == (written, {
+        "act": 11, "rows": 4, "bias": 3, "shift": 5, "relu": 1, "discard": 0})
+    given = written + SMALL.drain_wait + work + 1
+    assert machine.of(Kind.SCAN)[1] == (given, {
+        "act": 1, "rows": 2, "rem": 2, "codebook": 0, "code_sel": 0, "dense": 1})
+    assert machine.writing == [*range(FIRST - 2 + work), *range(written, given)]
+    first = given + SMALL.scan_latency
+    values = MEMORY[N:N + N + 2]
+    assert machine.outputs[:5] == [(first + k, value, int(k == 4))
+                                   for k, value in enumerate(values)]
+    assert machine.released[0] == scanned
+    assert machine.finished[0] == first + 4
+    assert machine.computing[:first + 5 - start] == list(range(start, first + 5))
+
+
+def test_passes_follow_each_other_without_a_gap():
+    single = [output(act=0, rows=1, rem=N, last=1)]
+    machine = Machine(single, 80, memory=MEMORY, run=lambda cycle: cycle < 60)
+    period = SMALL.scan_latency + N
+    scans = [cycle for cycle, _ in machine.of(Kind.SCAN)]
+    assert scans == list(range(FIRST, 60, period))
+    assert machine.finished == [cycle + period - 1 for cycle in scans]
+    assert len(machine.outputs) == N * len(scans)
+    assert machine.idle[-1] == 79
+
+
+@pytest.mark.parametrize("instruction", [
+    spmv(rows=1, rem=1, act=3, last=1), write(rows=1, last=1), output(rows=1, rem=1, last=1)])
+def test_program_of_one_instruction(instruction):
+    machine = Machine([instruction], 60, memory=MEMORY)
+    assert len(machine.finished) > 2
+    assert machine.finished == sorted(machine.finished)
+    starts = [cycle for cycle, kind, _ in machine.messages if cycle and kind != Kind.ACT]
+    # The next pass starts in the cycle after the end of the one before.
+    assert starts[1:] == [cycle + 1 for cycle in machine.finished[:len(starts) - 1]]
+    assert machine.computing == list(range(FIRST, 60))
+
+
+def test_smallest_drain_without_any_column():
+    program = [spmv(rows=2, rem=N, act=5), write(rows=1, last=1)]  # rows 5 and 6 are zero
+    machine = Machine(program, 80, memory=MEMORY)
+    assert machine.of(Kind.ACT) == []
+    scan, written = machine.of(Kind.SCAN)[0][0], machine.of(Kind.WRITE)[0][0]
+    assert scan == FIRST
+    # Two zero items, then the wait.
+    assert written == scan + SMALL.scan_latency + 1 + SMALL.drain_wait + 1
+    assert machine.finished[0] == written + SMALL.drain_wait
+
+
+@pytest.mark.parametrize(("stalls", "gaps", "output_stalls"),
+                         [(0.5, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 0.6), (0.4, 0.4, 0.4)])
+@pytest.mark.parametrize("rem", range(1, N + 1))
+def test_random_stalls_change_nothing_but_time(rem, stalls, gaps, output_stalls):
+    rng = np.random.default_rng(rem)
+    memory = (rng.integers(-9, 9, size=75) * (rng.random(75) < 0.4)).tolist()
+    program = [spmv(from_input=1, rows=12, rem=rem, base=3), write(act=2, rows=5, base=4),
+               spmv(rows=6, rem=N, act=13, base=40), write(act=9, rows=2),
+               output(act=4, rows=7, rem=rem, last=1)]
+    machine = Machine(program, 700, memory=memory, stalls=stalls, gaps=gaps, work=3,
+                      output_stalls=output_stalls, seed=rem, input_act=lambda cycle: 5)
+    passes = len(machine.finished)
+    assert passes >= 2
+    expected = columns(5, 12, rem, 3, memory) + columns(13, 6, N, 40, memory)
+    sent = [(fields["ptr"], fields["value"]) for _, fields in machine.of(Kind.ACT)]
+    assert sent[:passes * len(expected)] == expected * passes
+    vector = memory[4 * N:4 * N + 6 * N + rem]
+    assert [(value, last) for _, value, last in machine.outputs][:passes * len(vector)] == [
+        (value, int(k == len(vector) - 1)) for k, value in enumerate(vector)] * passes
+    kinds = [kind for cycle, kind, _ in machine.messages if cycle and kind != Kind.ACT]
+    order = [Kind.SCAN, Kind.WRITE, Kind.SCAN, Kind.WRITE, Kind.SCAN]
+    assert kinds[:5 * passes] == order * passes
+    assert len(machine.released) in (passes, passes + 1)
+
+
+def test_waiting_for_input():
+    machine = Machine(LAYER, 120, memory=MEMORY, full=lambda cycle: cycle >= 50,
+                      input_act=lambda cycle: 3)
+    assert machine.of(Kind.SCAN)[0][0] == 50
+    assert machine.of(Kind.SCAN)[0][1]["act"] == 3
+    assert machine.computing[0] == 50
+    assert machine.idle == []
+    # Only an instruction that reads the input waits for it.
+    machine = Machine([output(rows=1, rem=1, last=1)], 40, memory=MEMORY, full=lambda cycle: False)
+    assert machine.of(Kind.SCAN)[0][0] == FIRST
+
+
+def test_stop_while_waiting_for_input_returns_to_idle():
+    machine = Machine(LAYER, 120, memory=MEMORY, full=lambda cycle: cycle >= 70,
+                      run=lambda cycle: cycle < 40 or cycle >= 60)
+    # The state changes with the edge after cycle 40, in which waiting ended.
+    assert machine.idle == list(range(41, 60))
+    assert machine.of(Kind.SCAN)[0][0] == 70
+    assert machine.computing[0] == 70
+
+
+def test_stop_finishes_the_pass():
+    program = [spmv(from_input=1, rows=5, rem=N), write(rows=4), output(rows=1, rem=1, last=1)]
+    machine = Machine(program, 100, memory=MEMORY, run=lambda cycle: cycle < FIRST + 2)
+    assert len(machine.finished) == len(machine.outputs) == len(machine.released) == 1
+    assert machine.idle == list(range(machine.finished[0] + 1, 100))
+    # Started again, it begins with the first instruction.
+    again = machine.finished[0] + 20
+    machine = Machine(program, 130, memory=MEMORY,
+                      run=lambda cycle: cycle < FIRST + 2 or cycle >= again)
+    starts = [cycle for cycle, fields in machine.of(Kind.SCAN) if not fields["dense"]]
+    assert starts[:2] == [FIRST, again + 2]
+
+
+def test_program_loads_while_idle():
+    program = [output(act=row, rows=1, rem=1, last=int(row == 4)) for row in range(5)]
+    load = [*enumerate(program)]
+    machine = Machine([write(rows=1, last=1)], 150, memory=MEMORY, load=load,
+                      run=lambda cycle: cycle >= 30)
+    assert [fields["act"] for _, fields in machine.of(Kind.SCAN)][:7] == [0, 1, 2, 3, 4, 0, 1]
+    assert machine.of(Kind.WRITE) == []
+
+
+def test_reset_breaks_a_pass_off():
+    machine = Machine(LAYER, 90, memory=MEMORY, reset_at=FIRST + SMALL.scan_latency + 2)
+    begin = FIRST + SMALL.scan_latency + 3
+    clears = [cycle for cycle, kind, fields in machine.messages
+              if kind == Kind.WRITE and fields["discard"]]
+    assert clears == [0, begin]
+
+
+@pytest.mark.parametrize("n_pes", [1, 9, 65])
+def test_waits_follow_the_config(n_pes):
+    config = SMALL.with_(n_pes=n_pes)
+    program = [encode(config, op=Op.SPMV, rows=1, rem=1), encode(config, op=Op.WRITE, rows=1,
+                                                                 last=1)]
+    machine = Machine(program, 90, config=config, memory=[4] + [0] * 64)
+    first = config.drain_wait + 3
+    assert machine.of(Kind.SCAN)[0][0] == first
+    column = first + config.scan_latency
+    assert machine.of(Kind.ACT)[0][0] == column
+    assert machine.of(Kind.WRITE)[0][0] == column + config.drain_wait + 1
+
+
+def test_constructor_errors():
+    with pytest.raises(TypeError, match=r"^config must be an EngineConfig, not 7$"):
+        Sequencer(7)
+    with pytest.raises(ValueError, match=r"^program has 7 words but the memory of this "
+                                         r"configuration holds 6$"):
+        Sequencer(SMALL, [0] * 7)
+    bits = instruction_bits(SMALL)
+    with pytest.raises(ValueError, match=rf"^program word 1 must be an integer from 0 to "
+                                         rf"{(1 << bits) - 1} \({bits} bits\), not {1 << bits}$"):
+        Sequencer(SMALL, [0, 1 << bits])
