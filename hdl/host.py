@@ -17,8 +17,8 @@ __all__ = ["HostInterface"]
 class HostInterface(wiring.Component):
     """Executes the host's commands in order (``docs/program.md``).
 
-    A load waits until the engine is idle; every item of up to 32 bits takes one cycle. An
-    unknown command sets the error flag and is otherwise ignored.
+    A load stops the engine as STOP does and waits until it is idle; every item of up to 32 bits
+    takes one cycle. An unknown command sets the error flag and is otherwise ignored.
 
     Parameters
     ----------
@@ -119,6 +119,9 @@ class HostInterface(wiring.Component):
                 m.d.sync += [target.eq(header.target), pe.eq(header.pe), chunk.eq(0)]
                 with m.If(self.i.valid), m.Switch(header.op):
                     with m.Case(HostOp.LOAD):
+                        # Stops as STOP does; else a load sent to a running engine would keep
+                        # every later command waiting for ever.
+                        m.d.sync += self.run.eq(0)
                         m.next = "ADDRESS"
                     with m.Case(HostOp.START):
                         m.d.sync += self.run.eq(1)

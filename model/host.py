@@ -25,7 +25,7 @@ class HostOp(IntEnum):
     """Commands."""
 
     LOAD = 1
-    """Write a memory; waits until the engine is idle."""
+    """Write a memory; stops the engine as STOP does and waits until it is idle."""
     START = 2
     """Run the program over and over, one pass per input vector."""
     STOP = 3

@@ -6,7 +6,6 @@ import sys
 
 from argparse import Namespace
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 __all__ = ["Result", "build", "compress", "demo", "inspect", "simulate", "verilog"]
+
+#: What ships with the package.
+DATA = Path(__file__).with_name("data")
 
 #: Digits that the demonstration runs on Amaranth's own simulator, which is a thousand times slower.
 SLOW_DEMO_DIGITS = 4
@@ -38,12 +40,9 @@ def demo(options: Namespace) -> Result:
     limit = _checked_limit(options.limit)
     if limit is None and backend == "amaranth":
         limit = SLOW_DEMO_DIGITS
-    folder = resources.files("openese") / "data"
-    with (resources.as_file(folder / "mnist_256.npz") as path,
-          np.load(path, allow_pickle=False) as digits):
+    with np.load(DATA / "mnist_256.npz", allow_pickle=False) as digits:
         x, y = digits["images"][:limit], digits["labels"][:limit]
-    with resources.as_file(folder / "lenet_300_100.ese") as path:
-        network = load(path)
+    network = load(DATA / "lenet_300_100.ese")
     result = _simulate(network, "lenet_300_100.ese", scale_pixels(x), y, options, backend)
     if backend == "amaranth":
         result.text += (

@@ -127,6 +127,26 @@ def test_another_model_without_reset(backend):
             assert errors.outputs["o_host"][0] == 0
 
 
+def test_load_into_a_running_engine(backend):
+    """A LOAD without STOP first finishes the pass under way, then replaces the model."""
+    quantised, image = compiled(NETWORK, 4)
+    other = random_network(9, [37, 29, 11], [0.3, 0.5])
+    config = image.config.with_(spmat_depth=2 * image.config.spmat_depth)
+    images = [compile_network(quantise(network, config), config) for network in (NETWORK, other)]
+    engine = Engine(config, images[0])
+    lanes = engine.i_act.payload.shape()
+    expected = run_reference(quantise(other, config), INPUTS).outputs
+    with Simulation(engine, backend=backend) as simulation:
+        first = simulation.run({"i_act": pack(lanes, host.pack_inputs(INPUTS[:1], config))},
+                               {"o_act": EXPECTED.shape[1]})
+        assert np.array_equal(first.values("o_act")["data"], EXPECTED[0])
+        simulation.run({"i_host": np.concatenate(
+            [host.load_words(images[1], config), host.start()])}, {})
+        result = simulation.run({"i_act": pack(lanes, host.pack_inputs(INPUTS, config))},
+                                {"o_act": expected.size})
+    assert np.array_equal(result.values("o_act")["data"], expected.ravel())
+
+
 def test_reset_in_the_middle_of_a_run(backend):
     """A run broken off by reset leaves nothing in the accumulators."""
     quantised, image = compiled(NETWORK, 4)
