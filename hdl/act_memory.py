@@ -8,6 +8,7 @@ from openese.model.config import ACT_READ_LATENCY, EngineConfig
 
 from .checks import checked_config
 from .layouts import Kind, broadcast_signature, scan_layout
+from .skid import Skid
 from .write_back import result_layout
 
 __all__ = ["ActMemory", "lane_layout"]
@@ -84,32 +85,28 @@ class ActMemory(wiring.Component):
         ]
         m.d.sync += Assert(~(mine & self.i_result.valid), "input and write-back met")
 
-        # Stage 0 walks the rows, stage 1 waits for the memory, stage 2 holds the item.
+        # Stage 0 walks the rows, stage 1 waits for the memory, stage 2 is the buffer.
         scan = self.i.payload.args.scan
-        active, valid_1, valid_2 = Signal(), Signal(), Signal()
+        active, valid_1 = Signal(), Signal()
         left = Signal(config.rows_bits, reset_less=True)
         addr = Signal(config.act_addr_bits, reset_less=True)
         short, dense = Signal(reset_less=True), Signal(reset_less=True)
         absent_1 = Signal(reset_less=True)
-        item = Signal(scan_layout(config, 0), reset_less=True)
+        m.submodules.skid = skid = Skid(scan_layout(config, 0))
 
-        ready_2 = ~valid_2 | self.o.ready
-        ready_1 = ~valid_1 | ready_2
+        ready_1 = ~valid_1 | skid.i.ready
         m.d.comb += [
             read.addr.eq(addr), read.en.eq(ready_1),
-            self.o.valid.eq(valid_2), self.o.payload.eq(item),
+            skid.i.valid.eq(valid_1),
+            skid.i.payload.value.eq(read.data),
+            skid.i.payload.nonzero.eq(((read.data != 0) | dense) & ~absent_1),
+            skid.i.payload.last.eq(1),
         ]
+        wiring.connect(m, skid.o, wiring.flipped(self.o))
         with m.If(ready_1):
             m.d.sync += [valid_1.eq(active), absent_1.eq(short & (left == 1))]
             with m.If(active):
                 m.d.sync += [addr.eq(addr + 1), left.eq(left - 1), active.eq(left != 1)]
-        with m.If(ready_2):
-            m.d.sync += [
-                valid_2.eq(valid_1),
-                item.value.eq(read.data),
-                item.nonzero.eq(((read.data != 0) | dense) & ~absent_1),
-                item.last.eq(1),
-            ]
         with m.If(self.i.valid & (self.i.payload.kind == Kind.SCAN)):
             m.d.sync += [
                 active.eq(1), addr.eq(scan.act), left.eq(scan.rows), dense.eq(scan.dense),

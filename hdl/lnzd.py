@@ -8,6 +8,7 @@ from openese.model.config import EngineConfig
 
 from .checks import checked_config
 from .layouts import scan_layout
+from .skid import Skid
 
 __all__ = ["ARITY", "LnzdNode", "LnzdTree"]
 
@@ -68,45 +69,36 @@ class LnzdNode(wiring.Component):
         # Children whose items of this row have all been taken.
         done = Signal(count)
         pending = Signal(count)
-        chosen = Signal(count)
-        m.d.comb += [
-            pending.eq(Cat(h.payload.nonzero for h in heads) & ~done),
-            chosen.eq(pending & -pending),
-        ]
-        present = (Cat(h.valid for h in heads) | done).all()
+        pick = Signal(range(ARITY))
+        m.d.comb += pending.eq(Cat(head.payload.nonzero for head in heads) & ~done)
+        for k in reversed(range(count)):
+            with m.If(pending[k]):
+                m.d.comb += pick.eq(k)
+
+        m.submodules.skid = skid = Skid(self._o_layout)
+        item = skid.i.payload
+        last = Signal(count)
         finished = Signal(count)
-        m.d.comb += finished.eq(
-            done | ~pending | (chosen & Cat(h.payload.last for h in heads)))
+        m.d.comb += [
+            last.eq(Cat(head.payload.last for head in heads)),
+            finished.eq(done | ~pending | (Cat(pick == k for k in range(count)) & last)),
+            skid.i.valid.eq((Cat(head.valid for head in heads) | done).all()),
+            item.nonzero.eq(pending.any()), item.last.eq(finished.all()),
+        ]
+        with m.Switch(pick):
+            for k, head in enumerate(heads):
+                with m.Case(k):
+                    m.d.comb += item.value.eq(head.payload.value)
+                    m.d.comb += item.lane.eq(
+                        Cat(head.payload.lane, Const(k, 2)) if self._lane_bits else k)
 
-        item = Signal(self._o_layout)
-        m.d.comb += [item.nonzero.eq(pending.any()), item.last.eq(finished.all())]
+        take = skid.i.valid & skid.i.ready
         for k, head in enumerate(heads):
-            with m.If(chosen[k]):
-                m.d.comb += item.value.eq(head.payload.value)
-                lane = Const(k, 2)
-                if self._lane_bits:
-                    lane = Cat(head.payload.lane, lane)
-                m.d.comb += item.lane.eq(lane)
-
-        # Two registers, so that `ready` needs no path through the tree.
-        spare = Signal(self._o_layout, reset_less=True)
-        head = Signal(self._o_layout, reset_less=True)
-        spare_valid = Signal()
-        take = Signal()
-        m.d.comb += [take.eq(present & ~spare_valid), self.o.payload.eq(head)]
-        for k, child in enumerate(heads):
             # A child's zero row is dropped together with whichever item is taken.
-            m.d.comb += child.ready.eq(take & ~done[k] & (chosen[k] | ~pending[k]))
+            m.d.comb += head.ready.eq(take & ~done[k] & ((pick == k) | ~pending[k]))
         with m.If(take):
             m.d.sync += done.eq(Mux(finished.all(), 0, finished))
-        with m.If(self.o.ready | ~self.o.valid):
-            m.d.sync += [
-                head.eq(Mux(spare_valid, spare, item)),
-                self.o.valid.eq(spare_valid | take),
-                spare_valid.eq(0),
-            ]
-        with m.Elif(take):
-            m.d.sync += [spare.eq(item), spare_valid.eq(1)]
+        wiring.connect(m, skid.o, wiring.flipped(self.o))
         return m
 
 

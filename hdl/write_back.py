@@ -25,8 +25,8 @@ class WriteBack(wiring.Component):
     ``y = sat(relu(((acc >> (shift - g)) + bias + 2**(g - 1)) >> g))`` with ``g`` the guard bits.
     Nested floors are exact, so this equals rounding ``acc + (bias << (shift - g))`` once.
 
-    Latency: ``WRITE_BACK_LATENCY`` = 5 cycles to the first result; ``rows`` results follow, one
-    per cycle.
+    Latency: ``WRITE_BACK_LATENCY`` = 5 cycles to the first of ``rows`` results, one per cycle. A
+    command is for one row or more, and comes when the one before is done.
 
     Parameters
     ----------
@@ -112,22 +112,25 @@ class WriteBack(wiring.Component):
         valid = [active] + [Signal(name=f"valid_{k}") for k in range(1, 5)]
         m.d.sync += [after.eq(before) for before, after in pairwise(valid)]
         shifted = Signal(signed(config.acc_bits - config.shift_base), reset_less=True)
-        bias = Signal(signed(config.bias_bits), reset_less=True)
+        # The half is added here, one stage early, where it costs the narrowest adder.
+        bias = Signal(signed(config.bias_bits + 1), reset_less=True)
         total_bits = max(config.acc_bits - config.shift_base, config.bias_bits) + 1
         total = Signal(signed(total_bits + 1), reset_less=True)
         half = 1 << (config.bias_guard - 1)
         m.d.sync += [
             shifted.eq((self.drained >> config.shift_base) >> shift),
-            bias.eq(read.data),
-            total.eq(shifted + bias + half),
+            bias.eq(read.data.as_signed() + half),
+            total.eq(shifted + bias),
         ]
 
         rounded = total >> config.bias_guard
         low, high = -(1 << (config.act_bits - 1)), (1 << (config.act_bits - 1)) - 1
         negative = total[-1]
+        # A number fits if all bits from its sign upwards are equal.
+        signs = total[min(config.bias_guard + config.act_bits, len(total)) - 1:]
         clipped = Signal()
         value = Signal(signed(config.act_bits), reset_less=True)
-        m.d.comb += clipped.eq((rounded > high) | (~relu & (rounded < low)))
+        m.d.comb += clipped.eq(Mux(negative, ~relu & ~signs.all(), signs.any()))
         with m.If(negative & relu):
             m.d.sync += value.eq(0)
         with m.Elif(clipped):
