@@ -2,53 +2,171 @@
 
 Follows Han et al. 2015 ("Learning both Weights and Connections"): weights of small magnitude are
 removed, layer by layer, and the rest is retrained. Parameters are addressed by path, so that what
-holds for a Linear holds for the matrices of a recurrent layer.
+holds for a Linear holds for the matrices of a recurrent layer and of the user's own modules.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from openese.model.balance import Balance, balanced_mask
+
 __all__ = [
+    "Handle",
     "LayerPruning",
     "Masks",
     "density_mask",
-    "linear_weights",
+    "expand_weights",
+    "gates_of",
+    "layer_weights",
     "quality_mask",
     "resolve_weight",
+    "resolve_weights",
 ]
 
-
-def linear_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of every ``nn.Linear`` of a model, by the parameter's path, in module order."""
-    return {
-        f"{path}.weight" if path else "weight": module.weight
-        for path, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
+Value = TypeVar("Value")
+LAYERS = "Linear, Conv2d or recurrent layer"
+SCALES = (None, "std", "norm")
 
 
-def resolve_weight(model: nn.Module, path: str) -> str:
-    """Path of the matrix that `path` means: a parameter's path, or a module's with a ``weight``.
+def layer_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights of every layer that can be compressed, by the parameter's path, in module order.
 
-    ``"net.0.weight"`` and ``"net.0"`` mean the weight of the Linear at ``net.0``;
-    ``"rnn.weight_ih_l0"`` that matrix of a recurrent layer.
+    These are the ``weight`` of ``nn.Linear`` and ``nn.Conv2d`` and the matrices (``weight_ih...``,
+    ``weight_hh...``, ``weight_hr...``) of ``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` and their cells. A
+    parameter that two layers share appears once, under its first path.
 
     Raises
     ------
     ValueError
-        No such parameter, or one that is no matrix (a bias); the text lists what there is.
+        A layer whose weight is not its own parameter: parametrized, pruned by
+        ``torch.nn.utils.prune``, or lazy and not run yet.
+    """
+    found: dict[str, nn.Parameter] = {}
+    seen = set()
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            names = ["weight"]
+        elif isinstance(module, nn.RNNBase):
+            names = [name for names in module.all_weights_names for name in names
+                     if name.startswith("weight_")]
+        elif isinstance(module, nn.RNNCellBase):
+            names = ["weight_ih", "weight_hh"]
+        else:
+            continue
+        own = dict(module.named_parameters(recurse=False))
+        for name in names:
+            if name not in own or nn.parameter.is_lazy(own[name]):
+                raise ValueError(
+                    f"{path!r} ({type(module).__name__}) has no {name!r} of its own to compress; "
+                    f"remove its parametrization or torch.nn.utils.prune, or run a lazy layer once")
+            if id(own[name]) not in seen:
+                seen.add(id(own[name]))
+                found[f"{path}.{name}" if path else name] = own[name]
+    return found
+
+
+def gates_of(model: nn.Module, name: str) -> int:
+    """Number of gates stacked in the rows of a weight: 4 in an LSTM, 3 in a GRU, else 1."""
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    if not own.startswith(("weight_ih", "weight_hh")):
+        return 1
+    if isinstance(module, nn.LSTM | nn.LSTMCell):
+        return 4
+    return 3 if isinstance(module, nn.GRU | nn.GRUCell) else 1
+
+
+def resolve_weights(model: nn.Module, path: str) -> list[str]:
+    """Paths of the weights that `path` means, at least one, in the model's order.
+
+    In this order of precedence: a parameter's path; a module's path, which means its ``weight``
+    or all layers in it (`layer_weights`); a pattern with ``*``, ``?`` or ``[...]`` as of
+    ``fnmatch``, in which ``*`` crosses dots, of the paths of parameters with two dimensions or
+    more. ``"net.0"`` means ``"net.0.weight"``, ``"rnn"`` all matrices of the recurrent layer
+    ``rnn``, ``"*.weight_hh_l*"`` the recurrent matrices of every layer.
+
+    Raises
+    ------
+    ValueError
+        Nothing of that name, or only a parameter with one dimension (a bias); the text lists what
+        there is.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     weight = f"{path}.weight" if path else "weight"
     name = path if path in parameters else weight
-    if name not in parameters:
-        known = ", ".join(repr(n) for n, p in parameters.items() if p.ndim == 2) or "none"
+    if name in parameters:
+        if parameters[name].ndim < 2:
+            raise ValueError(f"{name!r} is no matrix: shape {tuple(parameters[name].shape)}")
+        return [name]
+    if path in dict(model.named_modules(remove_duplicate=False)):
+        inside = f"{path}." if path else ""
+        found = [inside + name for name in layer_weights(model.get_submodule(path))]
+    else:
+        found, seen = [], set()
+        for name, parameter in parameters.items():
+            if parameter.ndim >= 2 and id(parameter) not in seen and fnmatchcase(name, path):
+                seen.add(id(parameter))
+                found.append(name)
+    if not found:
+        known = ", ".join(repr(n) for n, p in parameters.items() if p.ndim >= 2) or "none"
         raise ValueError(f"the model has no weight {path!r}; its matrices: {known}")
-    if parameters[name].ndim != 2:
-        raise ValueError(f"{name!r} is no matrix: shape {tuple(parameters[name].shape)}")
-    return name
+    return found
+
+
+def resolve_weight(model: nn.Module, path: str) -> str:
+    """The one weight that `path` means (`resolve_weights`).
+
+    Raises ``ValueError`` as that does, and where the path means several weights.
+    """
+    names = resolve_weights(model, path)
+    if len(names) > 1:
+        raise ValueError(f"{path!r} means several weights: {', '.join(map(repr, names))}")
+    return names[0]
+
+
+def expand_weights(model: nn.Module, values: Value | Mapping[str, Value], purpose: str
+                   ) -> dict[str, Value]:
+    """A value for each weight that is meant, by the parameter's path.
+
+    One value goes to every layer's weights (`layer_weights`). A mapping goes from paths and
+    patterns (`resolve_weights`) to values and touches the weights named and no others; where two
+    keys mean the same weight the later one counts.
+
+    Raises
+    ------
+    ValueError
+        No weight is meant (names `purpose`), a path that means nothing, or two paths of one and
+        the same tensor.
+    """
+    if not isinstance(values, Mapping):
+        values = dict.fromkeys(layer_weights(model), values)
+    expanded = {name: value for path, value in values.items()
+                for name in resolve_weights(model, path)}
+    if not expanded:
+        raise ValueError(f"the model has no {LAYERS} {purpose}; name its weights by a pattern")
+    paths: dict[int, str] = {}
+    for name in expanded:
+        other = paths.setdefault(id(model.get_parameter(name)), name)
+        if other != name:
+            raise ValueError(f"{name!r} and {other!r} are one and the same tensor; name one")
+    return expanded
+
+
+def _largest(score: Tensor, keep: int) -> Tensor:
+    """Mask of the `keep` largest scores of a vector; the first among equals."""
+    mask = torch.zeros_like(score, dtype=torch.bool)
+    if keep:
+        smallest = score.kthvalue(score.numel() - keep + 1).values
+        mask = score > smallest
+        ties = torch.nonzero(score == smallest).flatten()
+        mask[ties[:keep - int(mask.sum())]] = True
+    return mask
 
 
 def density_mask(weight: Tensor, density: float) -> Tensor:
@@ -62,13 +180,7 @@ def density_mask(weight: Tensor, density: float) -> Tensor:
         raise ValueError(f"density must be 0 to 1, not {density!r}")
     magnitude = weight.detach().abs().flatten()
     keep = min(round(density * magnitude.numel()), int(torch.count_nonzero(magnitude)))
-    if keep == 0:
-        return torch.zeros_like(weight, dtype=torch.bool)
-    smallest = magnitude.kthvalue(magnitude.numel() - keep + 1).values
-    mask = magnitude > smallest
-    ties = torch.nonzero(magnitude == smallest).flatten()
-    mask[ties[:keep - int(mask.sum())]] = True
-    return mask.view(weight.shape)
+    return _largest(magnitude, keep).view(weight.shape)
 
 
 def quality_mask(weight: Tensor, quality: float) -> Tensor:
@@ -117,12 +229,26 @@ class LayerPruning:
         return self.weights / self.nonzeros if self.nonzeros else float("inf")
 
 
+class Handle:
+    """Ends what a ``hold`` began, once, by `remove`; like a hook's handle in PyTorch."""
+
+    def __init__(self, removes: Iterable[Callable[[], None]]) -> None:
+        self._stack = ExitStack()
+        for remove in removes:
+            self._stack.callback(remove)
+
+    def remove(self) -> None:
+        """Take the hooks off; nothing happens the second time."""
+        self._stack.close()
+
+
 class Masks:
     """Masks of pruned matrices, by parameter path, that hold through any optimizer.
 
     Momentum, weight decay and Adam's moments move pruned weights although their gradient is 0,
     so the masks are applied after every step: call `apply` there, or once `hold`, which does it
-    for you. Nothing else of the model is touched: a bias that is 0 trains on.
+    for you. Nothing else of the model is touched: a bias that is 0 trains on. Parameters are
+    changed in place, so that what a recurrent layer keeps of them (``_flat_weights``) stays right.
 
     Parameters
     ----------
@@ -146,35 +272,104 @@ class Masks:
             self._masks[name] = mask.detach().clone()
 
     @classmethod
-    def by_density(cls, model: nn.Module, density: float | Mapping[str, float]) -> "Masks":
-        """Masks that keep a share of the weights by magnitude (`density_mask`).
+    def by_density(cls, model: nn.Module, density: float | Mapping[str, float], *,
+                   balance: Balance | None = None) -> "Masks":
+        """Masks that keep a share of each matrix by magnitude.
 
-        One number prunes every ``nn.Linear`` to that density; a mapping from paths prunes the
-        named matrices and no others.
+        Parameters
+        ----------
+        model
+            Weights that are 0 are pruned already and stay so.
+        density
+            One number for every layer (`layer_weights`), or a mapping from paths or patterns
+            (`resolve_weights`; the later of two that mean one weight counts), which prunes the
+            matrices it means and no others.
+        balance
+            Prune to equal counts per PE (`balanced_mask`). Without a `group` of its own the gates
+            of a recurrent layer stay together.
+
+        Raises
+        ------
+        ValueError
+            A density out of range, a path that means nothing, weights that are not finite.
         """
-        return cls._build(model, density, density_mask)
+        if balance is None:
+            return cls._build(model, density, lambda _, weight, d: density_mask(weight, d))
+
+        def mask(name: str, weight: Tensor, value: float) -> Tensor:
+            group = balance.group or gates_of(model, name)
+            return balanced_mask(weight, value, replace(balance, group=group))
+
+        return cls._build(model, density, mask)
 
     @classmethod
     def by_quality(cls, model: nn.Module, quality: float | Mapping[str, float]) -> "Masks":
-        """Masks that keep magnitudes above quality x standard deviation (`quality_mask`)."""
-        return cls._build(model, quality, quality_mask)
+        """Masks that keep magnitudes above quality x standard deviation (`quality_mask`).
+
+        `quality` is one number or a mapping, as the density of `by_density`.
+        """
+        return cls._build(model, quality, lambda _, weight, q: quality_mask(weight, q))
+
+    @classmethod
+    def by_budget(cls, model: nn.Module, density: float, *, weights: Iterable[str] | None = None,
+                  scale: str | None = None, minimum: float = 0.0) -> "Masks":
+        """Masks that keep a share of all weights together: one threshold for every layer.
+
+        Parameters
+        ----------
+        density
+            Of all the weights meant; the count is exact, as in `density_mask`.
+        weights
+            Paths or patterns (`resolve_weights`); ``None`` means every layer.
+        scale
+            What each matrix's magnitudes are divided by before they are compared: ``None``
+            nothing, ``"std"`` the standard deviation of its non-zeros, ``"norm"`` its L2 norm,
+            which spares small matrices.
+        minimum
+            Density that every matrix keeps whatever the threshold, so that none is cut off.
+
+        Raises
+        ------
+        ValueError
+            As `by_density`; an unknown scale, a minimum that is not between 0 and `density`.
+        """
+        if not 0 <= density <= 1:
+            raise ValueError(f"density must be 0 to 1, not {density!r}")
+        if scale not in SCALES:
+            raise ValueError(f"scale must be one of {', '.join(map(repr, SCALES))}, not {scale!r}")
+        if not 0 <= minimum <= density:
+            raise ValueError(f"minimum must be 0 to the density {density!r}, not {minimum!r}")
+        values = minimum if weights is None else dict.fromkeys(weights, minimum)
+        # The minimum's masks first: they check the weights, too.
+        floor = cls._build(model, values, lambda _, weight, d: density_mask(weight, d))
+        scores = []
+        for name, forced in floor._masks.items():
+            weight = model.get_parameter(name).detach()
+            score = weight.abs().double()
+            if scale is not None and weight.any():
+                score = score / (_std(weight) or 1.0) if scale == "std" else score / score.norm()
+            scores.append(score.masked_fill(forced, torch.inf).flatten().cpu())
+        scores = torch.cat(scores)
+        keep = min(round(density * scores.numel()), int(torch.count_nonzero(scores)))
+        kept = _largest(scores, max(keep, int(scores.isinf().sum())))
+        parts = kept.split([mask.numel() for mask in floor._masks.values()])
+        return cls(model, {name: part.view(mask.shape).to(mask.device) for (name, mask), part
+                           in zip(floor._masks.items(), parts, strict=True)})
 
     @classmethod
     def from_zeros(cls, model: nn.Module) -> "Masks":
-        """Masks of every ``nn.Linear`` that keep exactly the weights that are not 0 now."""
-        return cls(model, {n: p.detach() != 0 for n, p in linear_weights(model).items()})
+        """Masks of every layer (`layer_weights`) that keep exactly the weights not 0 now."""
+        return cls(model, {n: p.detach() != 0 for n, p in layer_weights(model).items()})
 
     @classmethod
     def _build(cls, model, values, function) -> "Masks":
-        if not isinstance(values, Mapping):
-            values = dict.fromkeys(linear_weights(model), values)
-            if not values:
-                raise ValueError("the model has no nn.Linear to prune")
         masks = {}
-        for path, value in values.items():
-            name = resolve_weight(model, path)
+        for name, value in expand_weights(model, values, "to prune").items():
+            weight = model.get_parameter(name).detach()
+            if not weight.isfinite().all():
+                raise ValueError(f"{name!r}: its weights are not all finite (NaN or infinity)")
             try:
-                masks[name] = function(model.get_parameter(name), value)
+                masks[name] = function(name, weight, value)
             except ValueError as error:
                 raise ValueError(f"{name!r}: {error}") from None
         return cls(model, masks)
@@ -201,19 +396,36 @@ class Masks:
         Call it after every optimizer step. Called after the backward pass as well, it keeps
         pruned weights out of a gradient's norm.
         """
-        for name, mask in self._masks.items():
+        for name in self._masks:
             parameter = self._model.get_parameter(name)
-            if mask.device != parameter.device:
-                mask = self._masks[name] = mask.to(parameter.device)
             # Filled, not multiplied: -w * 0 would leave a negative zero.
-            parameter.masked_fill_(~mask, 0)
-            if parameter.grad is not None:
-                parameter.grad.masked_fill_(~mask, 0)
+            parameter.masked_fill_(~self._mask(name, parameter), 0)
+            self._mask_gradient(name, parameter)
 
-    def hold(self, optimizer: torch.optim.Optimizer):
-        """`apply` now and after every step of `optimizer`; returns a handle with ``remove()``."""
+    def _mask(self, name: str, parameter: Tensor) -> Tensor:
+        if self._masks[name].device != parameter.device:
+            self._masks[name] = self._masks[name].to(parameter.device)
+        return self._masks[name]
+
+    @torch.no_grad()
+    def _mask_gradient(self, name: str, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            parameter.grad.masked_fill_(~self._mask(name, parameter), 0)
+
+    def hold(self, optimizer: torch.optim.Optimizer) -> Handle:
+        """`apply` now and after every step of `optimizer`; ``remove()`` of the handle ends it.
+
+        Until then the gradients of pruned weights are 0 as soon as a backward pass has made them:
+        they count in no gradient's norm, and an optimizer that calls a closure within its step
+        (L-BFGS) neither moves pruned weights nor judges the loss with them moved.
+        """
         self.apply()
-        return optimizer.register_step_post_hook(lambda *_: self.apply())
+        removes = [optimizer.register_step_post_hook(lambda *_: self.apply()).remove]
+        for name in self._masks:
+            hook = self._model.get_parameter(name).register_post_accumulate_grad_hook(
+                lambda parameter, name=name: self._mask_gradient(name, parameter))
+            removes.append(hook.remove)
+        return Handle(removes)
 
     def table(self) -> list[LayerPruning]:
         """One row per matrix, from the masks and the weights as they are now."""

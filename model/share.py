@@ -4,19 +4,24 @@ Follows Deep Compression (Han et al. 2016, section 3): the non-zero weights of a
 ``2**code_bits - 1`` values; code 0 is reserved for pruned weights and always means 0.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from ckmeans import ckmeans
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from openese.model.prune import linear_weights, resolve_weight
+from openese.model.prune import Handle, expand_weights
 
-__all__ = ["SharedWeights", "kmeans", "share_weights"]
+__all__ = ["ReplacedWeights", "SharedWeights", "kmeans", "share_weights"]
 
-INITS = ("linear", "density", "random")
+INITS = ("linear", "density", "random", "optimal")
+# Values times clusters up to which optimal clustering takes every value: its tables take 13 bytes
+# per pair, here half a gigabyte, and some seconds. 2.2 million values at 4 bits, 131,000 at 8.
+EXACT = 1 << 25
 # Smallest centroid that k-means leaves, as a share of the largest magnitude.
 SMALLEST = 1 / 256
 
@@ -34,7 +39,10 @@ def kmeans(values: ArrayLike, k: int, *, init: str = "linear", seed: int = 0,
     init
         ``"linear"``: evenly over [min, max] (the paper's best: it keeps the few large weights);
         ``"density"``: evenly over the distribution's quantiles; ``"random"``: distinct values
-        drawn with `seed` (Forgy).
+        drawn with `seed` (Forgy); ``"optimal"``: the clusters of least squared error there are,
+        by dynamic programming, which the iterations then leave as they are. Beyond 2**25 values
+        x centroids it starts from the optimum of as many values as that allows, evenly over the
+        ranks.
     max_iterations
         Bound on the iterations; each costs O(k log n).
 
@@ -65,9 +73,13 @@ def kmeans(values: ArrayLike, k: int, *, init: str = "linear", seed: int = 0,
         centroids = np.linspace(data[0], data[-1], k)
     elif init == "density":
         centroids = data[((np.arange(k) + 0.5) / k * len(data)).astype(np.int64)]
-    else:
+    elif init == "random":
         drawn = np.random.default_rng(seed).choice(len(distinct), k, replace=False)
         centroids = distinct[np.sort(drawn)]
+    else:
+        size = min(len(data), max(k, EXACT // k))
+        sample = data[((np.arange(size) + 0.5) / size * len(data)).astype(np.int64)]
+        centroids = np.array([cluster.mean() for cluster in ckmeans(sample, k)])
 
     sums = np.concatenate(([0.0], np.cumsum(data)))
     last_bounds = None
@@ -151,16 +163,130 @@ def _nearest(centroids: NDArray[np.float32], values: NDArray[np.float64]) -> NDA
     return np.searchsorted((exact[:-1] + exact[1:]) / 2, values)
 
 
-@dataclass
-class _Shared:
-    """Codes of one matrix (int64 on its device), the trained centroids, the last values used."""
+@dataclass(kw_only=True)
+class Replacement:
+    """A trained tensor that a weight is computed from.
 
-    codes: torch.Tensor
-    centroids: nn.Parameter
-    last: torch.Tensor
+    Parameters
+    ----------
+    trained
+        What an optimizer trains in place of the weight.
+    fresh
+        Whether the gradient that `trained` has, if any, went into a step already.
+    """
+
+    trained: nn.Parameter
+    fresh: bool = True
 
 
-class SharedWeights:
+class ReplacedWeights(ABC):
+    """Weights of a model that are computed from other tensors, which are trained instead.
+
+    Holds what every such kind needs to work with any optimizer; see `SharedWeights`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._entries: dict[str, Replacement] = {}
+
+    @abstractmethod
+    def _gradient(self, entry: Replacement, gradient: Tensor) -> Tensor:
+        """Gradient of the trained tensor from that of the weight."""
+
+    @abstractmethod
+    def _value(self, entry: Replacement) -> Tensor:
+        """The weight from the trained tensor."""
+
+    @property
+    def names(self) -> list[str]:
+        """Paths of the replaced parameters."""
+        return list(self._entries)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimizer should train: the tensors behind the replaced weights, and the
+        model's other parameters."""
+        replaced = {id(self._model.get_parameter(name)) for name in self._entries}
+        others = [p for p in self._model.parameters() if id(p) not in replaced]
+        return [entry.trained for entry in self._entries.values()] + others
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Turn each weight's gradient into that of its trained tensor and clear the weight's.
+
+        Call it after the backward pass (or passes) and before the optimizer's step, unless `hold`
+        does. The gradient is replaced, not added to: accumulation happens on the weights.
+        """
+        for name, entry in self._entries.items():
+            entry.fresh = True
+            self._take(self._model.get_parameter(name), entry)
+        self._drop_used_gradients()
+
+    @torch.no_grad()
+    def _take(self, weight: nn.Parameter, entry: Replacement) -> None:
+        if weight.grad is None:
+            return
+        gradient = self._gradient(entry, weight.grad)
+        if entry.fresh or entry.trained.grad is None:
+            entry.trained.grad = gradient
+        else:
+            entry.trained.grad += gradient
+        entry.fresh = False
+        weight.grad = None
+
+    def _drop_used_gradients(self) -> None:
+        for entry in self._entries.values():
+            if entry.fresh:
+                entry.trained.grad = None
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Compute the model's weights anew. Call it after the optimizer's step."""
+        for name, entry in self._entries.items():
+            self._model.get_parameter(name).copy_(self._value(entry))
+
+    def hold(self, optimizer: torch.optim.Optimizer) -> Handle:
+        """Do what `gather` does at every backward pass and `apply` after every step.
+
+        Gradients of several backward passes before a step add up. Gradient scalers and clipping
+        see the gradients of the trained tensors, as they should, and an optimizer that calls a
+        closure (L-BFGS) sees each set of values it tries. ``remove()`` of the handle ends it.
+        """
+        def before(_, args: tuple, kwargs: dict):
+            closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+            if closure is None:
+                self._drop_used_gradients()
+                return None
+
+            def evaluate():
+                self._renew()
+                return closure()
+
+            return args[:1], {**kwargs, "closure": evaluate}
+
+        removes = [optimizer.register_step_pre_hook(before).remove,
+                   optimizer.register_step_post_hook(lambda *_: self._renew()).remove]
+        for name, entry in self._entries.items():
+            hook = self._model.get_parameter(name).register_post_accumulate_grad_hook(
+                lambda weight, entry=entry: self._take(weight, entry))
+            removes.append(hook.remove)
+        return Handle(removes)
+
+    def _renew(self) -> None:
+        """New values: gradients so far belong to the old ones."""
+        self.apply()
+        for entry in self._entries.values():
+            entry.fresh = True
+
+
+@dataclass(kw_only=True)
+class _Shared(Replacement):
+    """Codes of one matrix (int64 on its device) and the last centroids used."""
+
+    codes: Tensor
+    last: Tensor
+
+
+class SharedWeights(ReplacedWeights):
     """Weight-shared matrices of a model, and their centroids as trainable parameters.
 
     On construction the non-zero weights are shared by k-means and the weights of the model
@@ -178,10 +304,11 @@ class SharedWeights:
     Parameters
     ----------
     model
-        Its ``nn.Linear`` weights are replaced in place.
+        The weights meant are replaced in place.
     code_bits
-        1 to 8: one number for every ``nn.Linear``, or a mapping from paths (of a matrix or its
-        module), which shares the named matrices and no others.
+        1 to 8: one number for every layer (`layer_weights`), or a mapping from paths or patterns
+        (`resolve_weights`; the later of two that mean one weight counts), which shares the
+        matrices it means and no others.
     init, seed
         As for `kmeans`.
 
@@ -193,14 +320,9 @@ class SharedWeights:
 
     def __init__(self, model: nn.Module, code_bits: int | Mapping[str, int] = 4, *,
                  init: str = "linear", seed: int = 0) -> None:
-        self._model = model
-        self._shared: dict[str, _Shared] = {}
-        if not isinstance(code_bits, Mapping):
-            code_bits = dict.fromkeys(linear_weights(model), code_bits)
-            if not code_bits:
-                raise ValueError("the model has no nn.Linear to share")
-        for path, bits in code_bits.items():
-            name = resolve_weight(model, path)
+        super().__init__(model)
+        self._entries: dict[str, _Shared] = {}
+        for name, bits in expand_weights(model, code_bits, "to share").items():
             weight = model.get_parameter(name).detach()
             try:
                 codes, codebook = share_weights(weight.double().cpu().numpy(), bits,
@@ -208,66 +330,34 @@ class SharedWeights:
             except ValueError as error:
                 raise ValueError(f"{name!r}: {error}") from None
             centroids = torch.from_numpy(codebook[1:]).to(weight)
-            self._shared[name] = _Shared(torch.from_numpy(codes).to(weight.device, torch.int64),
-                                         nn.Parameter(centroids), centroids.clone())
+            self._entries[name] = _Shared(
+                trained=nn.Parameter(centroids), last=centroids.clone(),
+                codes=torch.from_numpy(codes).to(weight.device, torch.int64))
         self.apply()
-
-    @property
-    def names(self) -> list[str]:
-        """Paths of the shared parameters."""
-        return list(self._shared)
 
     def codes(self, name: str) -> NDArray[np.uint8]:
         """Codes of a matrix, uint8 in its shape; 0 where pruned."""
-        return self._shared[name].codes.cpu().numpy().astype(np.uint8)
+        return self._entries[name].codes.cpu().numpy().astype(np.uint8)
 
     def codebook(self, name: str) -> NDArray[np.float32]:
         """Codebook of a matrix, float32 ``(2**code_bits,)``; entry 0 is 0."""
-        centroids = self._shared[name].centroids.detach().float().cpu().numpy()
+        centroids = self._entries[name].trained.detach().float().cpu().numpy()
         return np.concatenate((np.zeros(1, dtype=np.float32), centroids))
 
     def centroids(self, name: str) -> nn.Parameter:
         """The trained values of codes 1, 2, ... of a matrix."""
-        return self._shared[name].centroids
+        return self._entries[name].trained
 
-    def parameters(self) -> list[nn.Parameter]:
-        """What an optimizer should train: centroids, and the model's parameters not shared."""
-        shared = {id(self._model.get_parameter(name)) for name in self._shared}
-        others = [p for p in self._model.parameters() if id(p) not in shared]
-        return [s.centroids for s in self._shared.values()] + others
+    def _gradient(self, entry: _Shared, gradient: Tensor) -> Tensor:
+        # Summed in float32 at least: half precision would lose most of a large cluster's sum.
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        # Slot 0 collects the pruned weights' gradient and is dropped.
+        total = gradient.new_zeros(len(entry.trained) + 1, dtype=wide)
+        total.index_add_(0, entry.codes.flatten(), gradient.flatten().to(wide))
+        return total[1:].to(entry.trained.dtype)
 
-    @torch.no_grad()
-    def gather(self) -> None:
-        """Sum each weight's gradient into its centroid's and clear it on the weight.
-
-        Call it after the backward pass (or passes) and before the optimizer's step. The
-        centroid's gradient is replaced: accumulation happens on the weights.
-        """
-        for name, shared in self._shared.items():
-            weight = self._model.get_parameter(name)
-            if weight.grad is None:
-                shared.centroids.grad = None
-                continue
-            # Slot 0 collects the pruned weights' gradient and is dropped.
-            total = weight.grad.new_zeros(len(shared.centroids) + 1)
-            total.index_add_(0, shared.codes.flatten(), weight.grad.flatten())
-            shared.centroids.grad = total[1:]
-            weight.grad = None
-
-    @torch.no_grad()
-    def apply(self) -> None:
-        """Write the centroids into the model's weights. Call it after the optimizer's step."""
-        for name, shared in self._shared.items():
-            centroids = shared.centroids
-            centroids.copy_(torch.where(centroids == 0, shared.last, centroids))
-            shared.last.copy_(centroids)
-            table = torch.cat((centroids.new_zeros(1), centroids))
-            self._model.get_parameter(name).copy_(table[shared.codes])
-
-    def hold(self, optimizer: torch.optim.Optimizer) -> tuple:
-        """`gather` before and `apply` after every step of `optimizer`.
-
-        Returns the two handles; ``remove()`` on each ends it.
-        """
-        return (optimizer.register_step_pre_hook(lambda *_: self.gather()),
-                optimizer.register_step_post_hook(lambda *_: self.apply()))
+    def _value(self, entry: _Shared) -> Tensor:
+        centroids = entry.trained
+        centroids.copy_(torch.where(centroids == 0, entry.last, centroids))
+        entry.last.copy_(centroids)
+        return torch.cat((centroids.new_zeros(1), centroids))[entry.codes]

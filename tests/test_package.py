@@ -21,7 +21,8 @@ OTHERS = ("tests", "docs", "examples", "bench")
 FILES = ("pyproject.toml", "README.md", "LICENSE")
 
 #: The modules that start from PyTorch.
-TORCH = {"compress", "extract", "prune", "share", "train"}
+TORCH = {"balance", "compress", "extract", "linear_weights", "prune", "schedule", "sensitivity",
+         "share", "train"}
 
 
 def package_files() -> set[str]:

@@ -7,7 +7,7 @@ from torch import nn
 from openese.model.prune import (
     Masks,
     density_mask,
-    linear_weights,
+    layer_weights,
     quality_mask,
     resolve_weight,
 )
@@ -72,7 +72,7 @@ def test_quality_is_a_threshold_in_standard_deviations():
     (lambda m: Masks.by_density(m, {"fc": 0.5}),
      "no weight 'fc'; its matrices: '0.weight', '2.weight'"),
     (lambda m: Masks.by_density(m, {"0.bias": 0.5}), r"'0.bias' is no matrix: shape \(10,\)"),
-    (lambda m: Masks.by_density(nn.ReLU(), 0.5), "no nn.Linear to prune"),
+    (lambda m: Masks.by_density(nn.ReLU(), 0.5), "no Linear, Conv2d or recurrent layer to prune"),
     (lambda m: Masks(m, {"0": torch.ones(10, 12)}), r"'0.weight' must be bool \(10, 12\)"),
     (lambda m: Masks(m, {"0": torch.ones(2, 2, dtype=torch.bool)}), r"not torch.bool \(2, 2\)"),
 ])
@@ -117,7 +117,7 @@ def test_masks_hold_across_steps_and_kept_weights_train(name, held):
         step(model, optimizer, seed)
         if not held:
             masks.apply()
-        for path, weight in linear_weights(model).items():
+        for path, weight in layer_weights(model).items():
             assert torch.equal(weight != 0, masks[path]), f"step {seed}"
             assert not torch.signbit(weight[~masks[path]]).any()
             assert (weight.grad[~masks[path]] == 0).all()
@@ -245,4 +245,4 @@ def test_matrices_of_a_recurrent_layer_by_path():
 
 def test_resolve_weight_of_a_lone_linear():
     assert resolve_weight(nn.Linear(2, 3), "") == "weight"
-    assert list(linear_weights(nn.Linear(2, 3))) == ["weight"]
+    assert list(layer_weights(nn.Linear(2, 3))) == ["weight"]

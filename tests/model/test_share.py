@@ -16,7 +16,7 @@ from openese.model.share import SharedWeights, kmeans, share_weights
 # On a busy machine threads that wait for each other cost far more than these sizes gain.
 torch.set_num_threads(1)
 
-INITS = ["linear", "density", "random"]
+INITS = ["linear", "density", "random", "optimal"]
 
 
 def make_model(seed=0, dtype=torch.float32):
@@ -152,12 +152,12 @@ def test_centroids_near_zero_keep_a_distance():
     (lambda: kmeans([], 3), "at least one value"),
     (lambda: kmeans([1.0, np.nan], 3), "finite"),
     (lambda: kmeans([1.0], 0), "k must be 1 or more, not 0"),
-    (lambda: kmeans([1.0], 1, init="best"), "init must be one of linear, density, random"),
+    (lambda: kmeans([1.0], 1, init="best"), "init must be one of linear, density, random, optimal"),
     (lambda: share_weights(np.ones((2, 2)), 9), "code_bits must be 1 to 8, not 9"),
     (lambda: share_weights(np.full((1, 2), np.inf), 4), "finite"),
     (lambda: SharedWeights(make_model(), {"0": 0}), "'0.weight': code_bits must be 1 to 8"),
     (lambda: SharedWeights(make_model(), {"fc": 4}), "no weight 'fc'"),
-    (lambda: SharedWeights(nn.ReLU()), "no nn.Linear to share"),
+    (lambda: SharedWeights(nn.ReLU()), "no Linear, Conv2d or recurrent layer to share"),
 ])
 def test_wrong_arguments_are_named(call, text):
     with pytest.raises(ValueError, match=text):
@@ -327,8 +327,8 @@ def test_hold_can_be_removed():
     model = make_model()
     shared = SharedWeights(model, 3)
     optimizer = torch.optim.SGD(shared.parameters(), lr=0.1)
-    for handle in shared.hold(optimizer):
-        handle.remove()
+    handle = shared.hold(optimizer)
+    handle.remove()
     before = model[0].weight.detach().clone()
     loss_of(model).backward()
     optimizer.step()
