@@ -113,9 +113,8 @@ class WriteBack(wiring.Component):
         m.d.sync += [after.eq(before) for before, after in pairwise(valid)]
         shifted = Signal(signed(config.acc_bits - config.shift_base), reset_less=True)
         # The half is added here, one stage early, where it costs the narrowest adder.
-        bias = Signal(signed(config.bias_bits + 1), reset_less=True)
-        total_bits = max(config.acc_bits - config.shift_base, config.bias_bits) + 1
-        total = Signal(signed(total_bits + 1), reset_less=True)
+        bias = Signal(signed(max(config.bias_bits, config.bias_guard) + 1), reset_less=True)
+        total = Signal(signed(max(len(shifted), len(bias)) + 1), reset_less=True)
         half = 1 << (config.bias_guard - 1)
         m.d.sync += [
             shifted.eq((self.drained >> config.shift_base) >> shift),

@@ -136,6 +136,22 @@ def test_equals_the_reference(case):
         for acc, bias in zip(accumulators, biases, strict=True)]
 
 
+@pytest.mark.parametrize("guard", [1, 2, 8])
+@pytest.mark.parametrize(("acc_bits", "shift_base", "bias_bits"), [
+    (20, 4, 16), (20, 4, 15), (20, 4, 17), (20, 4, 4), (16, 4, 4), (16, 4, 12), (48, 4, 4),
+    (16, 15, 4)])
+def test_sum_of_extremes_does_not_wrap(acc_bits, shift_base, bias_bits, guard):
+    """Accumulator and bias at their ends, for all orders of the widths that are added."""
+    config = SMALL.with_(acc_bits=acc_bits, shift_base=shift_base, bias_bits=bias_bits,
+                         bias_guard=guard, act_bits=8)
+    ends = [-(1 << acc_bits - 1), (1 << acc_bits - 1) - 1]
+    for bias in (-(1 << bias_bits - 1), (1 << bias_bits - 1) - 1):
+        dut = WriteBack(config, init=[unsigned(bias, config.bias_bits)] * 2)
+        run = Run(dut, {0: write_message(rows=2)}, ends, 12)
+        assert [(value, bool(clip)) for _, _, value, clip in run.results] == [
+            rounded(config, acc, bias, 0, False) for acc in ends]
+
+
 def test_latency_addresses_and_back_to_back_commands():
     biases = [4 * (k - 12) for k in range(SMALL.bias_depth)]
     dut = WriteBack(SMALL, init=[unsigned(bias, SMALL.bias_bits) for bias in biases])
