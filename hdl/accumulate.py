@@ -31,7 +31,7 @@ class Accumulate(wiring.Component):
         Row of an entry, one cycle before its product.
     clear : ``In(1)``
         With ``valid``: instead of adding, set the accumulator to zero; its former value is on
-        `drained` in the next cycle.
+        `drained` in the next cycle. A product for this row must not come in the cycle before.
     product : ``In(signed(act_bits + weight_bits))``
     drained : ``Out(signed(acc_bits))``
     busy : ``Out(1)``

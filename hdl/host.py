@@ -116,7 +116,7 @@ class HostInterface(wiring.Component):
         with m.FSM():
             with m.State("HEADER"):
                 m.d.comb += self.i.ready.eq(1)
-                m.d.sync += [target.eq(header.target), pe.eq(header.pe), chunk.eq(0)]
+                m.d.sync += [target.eq(header.target), pe.eq(header.pe)]
                 with m.If(self.i.valid), m.Switch(header.op):
                     with m.Case(HostOp.LOAD):
                         # Stops as STOP does; else a load sent to a running engine would keep
