@@ -187,6 +187,17 @@ def test_start_and_stop():
     assert Host(host.stop(), run=True).last == (0, 0, 0, 0)
 
 
+def test_load_stops_a_running_engine():
+    """Or it would wait for ever for an engine that goes on."""
+    words = concat(host.start(), host.read(Register.MAGIC),
+                   host.load(Target.BIAS, [5], SMALL.bias_bits), host.start())
+    seen = Host(words, engine=lambda cycle: {"idle": int(cycle >= 30)})
+    load = seen.taken[2]
+    assert [run for *_, run in seen.trace][:30] == [0] + [1] * load + [0] * (29 - load)
+    assert seen.taken[5] == 30
+    assert seen.last[3] == 1
+
+
 @pytest.mark.parametrize("stalls", [0.0, 0.7])
 def test_read_of_every_register(stalls):
     def engine(cycle):

@@ -158,6 +158,15 @@ def test_node_waits_for_every_child_that_has_items_left():
     assert [step["i.1.ready"] for step in trace[:5]] == [0, 0, 0, 0, 1]
 
 
+def test_ready_does_not_wait_for_the_output():
+    """A second register takes what comes in when the output stalls: no path of `ready` through."""
+    offer = {"i.0.valid": 1, "i.0.payload": {"value": 3, "nonzero": 1, "last": 1}}
+    trace = play(LnzdNode(SMALL, 1, 0), [offer] * 5 + [{**offer, "o.ready": 1}] * 3,
+                 ["i.0.ready", "o.valid"])
+    assert [step["i.0.ready"] for step in trace] == [1, 1, 0, 0, 0, 0, 1, 1]
+    assert [step["o.valid"] for step in trace] == [0, 1, 1, 1, 1, 1, 1, 1]
+
+
 def test_reset_forgets_a_row_half_given():
     item = {"value": 9, "nonzero": 1, "last": 1}
     both = {f"i.{k}.{part}": value for k in range(2)
