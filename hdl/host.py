@@ -92,7 +92,7 @@ class HostInterface(wiring.Component):
         # Load under way: its target, where the next item goes, and how many are left.
         target = Signal(4)
         pe = Signal(config.pe_bits)
-        addr = Signal(16)
+        addr = Signal(32)
         left = Signal(32)
         chunk_bits = 32
         width = Shape.cast(program_load_layout(config)["data"].shape).width

@@ -97,7 +97,7 @@ class EngineConfig:
         limits = {
             "n_pes": (1, 256), "queue_depth": (1, 1024), "entry_bits": (2, 24),
             "code_bits": (1, 8), "min_code_bits": (1, self.code_bits),
-            "spmat_depth": (1, 1 << 16), "ptr_depth": (1, 1 << 16), "bias_depth": (1, 1 << 16),
+            "spmat_depth": (1, 1 << 18), "ptr_depth": (1, 1 << 16), "bias_depth": (1, 1 << 16),
             "act_depth": (2, 1 << 16), "acc_depth": (1, 1 << 16), "codebooks": (1, 64),
             "program_depth": (2, 1024), "act_bits": (4, 18), "weight_bits": (4, 18),
             "acc_bits": (16, 48), "bias_bits": (4, 32), "shift_base": (0, 24),
@@ -244,7 +244,7 @@ PRESETS: dict[str, EngineConfig] = {
     # ULX3S with LFE5U-85F: a 4-bit code, a 4-bit index and the flag fill 9-bit block RAM.
     "ulx3s-85f": EngineConfig(n_pes=16, spmat_depth=2048, ptr_depth=2048, bias_depth=64,
                               act_depth=256, acc_depth=32, input_lanes=4),
-    # EIE's machine: 64 PEs, 131,072 entries each would be 128 KB; sized per model on FPGAs.
-    "eie-64": EngineConfig(n_pes=64, spmat_depth=65536, ptr_depth=32768, bias_depth=256,
+    # EIE's machine (ISCA 2016, section VI): 64 PEs with 131,072 entries each.
+    "eie-64": EngineConfig(n_pes=64, spmat_depth=131072, ptr_depth=32768, bias_depth=256,
                            act_depth=1024, acc_depth=256, input_lanes=4),
 }

@@ -11,7 +11,7 @@ from openese.model.config import PRESETS, EngineConfig
 # Lowest and highest allowed value of every size, for an engine of 8 PEs and 4-bit codes.
 LIMITS = {
     "n_pes": (1, 256), "queue_depth": (1, 1024), "entry_bits": (2, 24), "code_bits": (1, 8),
-    "min_code_bits": (1, 4), "spmat_depth": (1, 65536), "ptr_depth": (1, 65536),
+    "min_code_bits": (1, 4), "spmat_depth": (1, 262144), "ptr_depth": (1, 65536),
     "bias_depth": (1, 65536), "act_depth": (2, 65536), "acc_depth": (1, 65536),
     "codebooks": (1, 64), "program_depth": (2, 1024), "act_bits": (4, 18), "weight_bits": (4, 18),
     "acc_bits": (16, 48), "bias_bits": (4, 32), "shift_base": (0, 24), "shift_bits": (1, 5),
