@@ -80,7 +80,7 @@ class CxxrtlDriver(CompiledDriver):
     """
 
     def __init__(self, component: wiring.Component, *, vcd: Path | None = None,
-                 flatten: bool = False, optimise: int = 2) -> None:
+                 flatten: bool = False, optimise: int = 1) -> None:
         interface = describe(component)
         text, contents = take_memories(to_rtlil(component))
         text = dedupe(text)

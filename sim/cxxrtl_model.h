@@ -5,7 +5,6 @@
 
 #include <cstdio>
 #include <iostream>
-#include <sstream>
 #include <stdexcept>
 
 #include <cxxrtl/cxxrtl.h>
@@ -26,7 +25,7 @@ struct Performer final : cxxrtl::performer {
 	              const cxxrtl::metadata_map &) override {
 		bool demanded = flavor == cxxrtl::flavor::ASSERT || flavor == cxxrtl::flavor::ASSUME;
 		if (demanded && !condition)
-			throw std::runtime_error(formatter());
+			throw std::runtime_error("Assertion violated: " + formatter());
 	}
 };
 

@@ -77,7 +77,7 @@ class Outcome:
     cycle
         Number of the next cycle.
     handshakes
-        (valid, ready) of each stream as last seen.
+        (valid, ready) of each stream in the last cycle.
     culprit
         Index of the stream that broke a rule.
     error

@@ -78,6 +78,7 @@ struct Lane {
 	std::vector<uint32_t> received;
 	// Of the stream, across runs
 	bool pending = false; // a transfer was offered and has not taken place
+	bool valid = false, ready = false; // in the last cycle
 	std::vector<uint32_t> offered;
 };
 
@@ -97,7 +98,7 @@ struct Session {
 			Bits &driven = stream.is_input ? stream.valid : stream.ready;
 			if (driven.data)
 				driven.set_bit(false);
-			lanes[k].pending = false;
+			lanes[k].pending = lanes[k].valid = lanes[k].ready = false;
 		}
 		model->rst.set_bit(true);
 		model->settle();
@@ -131,6 +132,8 @@ struct Session {
 	bool observe(Stream &stream, Lane &lane, Status &status) {
 		bool valid = !stream.valid.data || stream.valid.bit();
 		bool ready = !stream.ready.data || stream.ready.bit();
+		lane.valid = valid;
+		lane.ready = ready;
 		if (!stream.is_input) {
 			if (lane.pending && !valid)
 				status = DROPPED;
@@ -277,11 +280,10 @@ OPENESE_API uint64_t openese_count(openese::Session *session, uint64_t index) {
 	return session->lanes[index].count;
 }
 
-// Bit 0: valid, bit 1: ready, as they are now.
+// Bit 0: valid, bit 1: ready, as they were in the last cycle.
 OPENESE_API int openese_handshake(openese::Session *session, uint64_t index) {
-	openese::Stream &stream = session->model->streams[index];
-	return (!stream.valid.data || stream.valid.bit()) |
-	       (!stream.ready.data || stream.ready.bit()) << 1;
+	const openese::Lane &lane = session->lanes[index];
+	return lane.valid | lane.ready << 1;
 }
 
 OPENESE_API const int64_t *openese_cycles(openese::Session *session, uint64_t index) {

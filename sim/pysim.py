@@ -46,6 +46,7 @@ class _Lane:
         self.level = 0          # what `driven` is now
         self.pending = False    # offered, not transferred
         self.offered = 0
+        self.seen = (False, False)  # valid and ready in the last cycle
 
     def begin(self, items: list[int], wanted: int, pattern: NDArray[np.uint8] | None) -> None:
         self.items, self.wanted = items, wanted
@@ -111,10 +112,10 @@ class AmaranthDriver(Driver):
         self._job: Callable[..., Coroutine] | None = None
         self._failure: BaseException | None = None
         self._answer: object = None
-        self._simulator.add_testbench(self._bench)
         self._waveform = self._simulator.write_vcd(str(vcd)) if vcd else None
         if self._waveform:
             self._waveform.__enter__()
+        self._simulator.add_testbench(self._bench)
 
     async def _bench(self, ctx) -> None:
         while True:
@@ -148,7 +149,7 @@ class AmaranthDriver(Driver):
             for lane in self._lanes:
                 if lane.drivable:
                     ctx.set(lane.driven, 0)
-                lane.level, lane.pending = 0, False
+                lane.level, lane.pending, lane.seen = 0, False, (False, False)
             ctx.set(self._domain.rst, 1)
             await self._edge(ctx)
             ctx.set(self._domain.rst, 0)
@@ -163,26 +164,22 @@ class AmaranthDriver(Driver):
         self._samples = {name: [] for name in job.watched}
         self._culprit = -1
 
-        async def run(ctx) -> tuple[int, str, list[tuple[bool, bool]]]:
+        async def run(ctx) -> tuple[int, str]:
             for name, words in job.settings.items():
                 ctx.set(self._plain[name], _numbers(words[None])[0])
-            error = ""
             try:
-                status = await self._run(ctx, job)
+                return await self._run(ctx, job), ""
             except AssertionError as failure:
-                status, error = Status.FAILED, str(failure)
-            shakes = [(bool(ctx.get(lane.valid)), bool(ctx.get(lane.ready)))
-                      for lane in self._lanes]
-            return status, error, shakes
+                return Status.FAILED, str(failure)
 
-        status, error, shakes = self._do(run)
+        status, error = self._do(run)
         return Outcome(
             status,
             [np.array(lane.times, np.int64) for lane in self._lanes],
             [_words(lane.received, lane.port.width) for lane in self._lanes],
             [_words(values, self.interface.plain[name].width)
              for name, values in self._samples.items()],
-            self._cycle, shakes, self._culprit, error)
+            self._cycle, [lane.seen for lane in self._lanes], self._culprit, error)
 
     async def _run(self, ctx, job: Job) -> int:
         start, idle, seen = self._cycle, 0, time.monotonic()
@@ -228,15 +225,17 @@ class AmaranthDriver(Driver):
         for index, (lane, (offset, mask)) in enumerate(zip(self._lanes, self._fields, strict=True)):
             other = bool(observed >> offset & 1)
             if lane.port.is_input:
+                lane.seen = lane.pending, other
                 transfer = lane.pending and other
                 lane.pending = lane.pending and not other
             else:
+                lane.seen = other, bool(lane.level or not lane.drivable)
                 payload = observed >> offset + 1 & mask
                 if lane.pending and not other:
                     status, self._culprit = Status.DROPPED, index
                 elif lane.pending and payload != lane.offered:
                     status, self._culprit = Status.CHANGED, index
-                transfer = other and bool(lane.level or not lane.drivable)
+                transfer = all(lane.seen)
                 lane.pending, lane.offered = other and not transfer, payload
                 if transfer:
                     lane.received.append(payload)

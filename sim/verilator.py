@@ -27,6 +27,7 @@ ACCEPTED = {
     "DECLFILENAME": "all modules of a design are in one file",
     "PROCASSINIT": "registers have an initial value and are assigned in a process: power-on state",
     "UNUSEDSIGNAL": "Amaranth names every field of a struct, used or not",
+    "WIDTHEXPAND": "operands of different widths are extended by the rules of the language",
 }
 
 _DEFINES = ["-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0", "-DVM_TRACE=0",
@@ -69,8 +70,9 @@ def lint(verilog: str, top: str = "top") -> None:
                     "--top-module", top, "design.v"], Path(directory))
 
 
-def _glue(interface: Interface) -> str:
-    lines = ['#include "Vdesign.h"', '#include "verilator_model.h"', "",
+def _glue(interface: Interface, units: Sequence[str]) -> str:
+    # One unit for the compiler: reading the headers takes longer than a small design.
+    lines = [*(f'#include "{unit}"' for unit in units), '#include "verilator_model.h"', "",
              "std::unique_ptr<openese::Model> openese_model() {",
              "\tusing openese::bits;",
              "\tauto model = std::make_unique<openese::VerilatorModel<Vdesign>>();",
@@ -97,7 +99,7 @@ class _VerilogDriver(CompiledDriver):
         include = _root() / "include"
         arguments = ["--cc", "--top-module", top, "--prefix", "Vdesign", "--Mdir", "out",
                      "--no-timing", "--x-assign", "0", "--x-initial", "0", "-O3",
-                     *(f"-Wno-{name}" for name in ACCEPTED), *flags, *sources]
+                     "-Wno-fatal", *flags, *sources]
 
         def generate(directory: Path) -> Path:
             for name, text in sources.items():
@@ -110,12 +112,15 @@ class _VerilogDriver(CompiledDriver):
 
         key = [version("verilator"), *arguments, *sources.values()]
         parts = cached(key, ".verilated", generate).read_text().split("\0")
-        generated = dict(zip(parts[::2], parts[1::2], strict=True))
+        # The name decides what is compiled on its own.
+        names = [name.replace(".cpp", ".inc") for name in parts[::2]]
+        generated = dict(zip(names, parts[1::2], strict=True))
+        glue = _glue(interface, [name for name in names if name.endswith(".inc")])
         includes = [include, include / "vltstd"]
         compiled = [f"-O{optimise}", *_DEFINES]
         runtime = [build_object(include / name, includes, compiled)
                    for name in ("verilated.cpp", "verilated_threads.cpp")]
-        path = build_model({**generated, "glue.cpp": _glue(interface)}, runtime, includes, compiled)
+        path = build_model({**generated, "glue.cpp": glue}, runtime, includes, compiled)
         super().__init__("verilator", path, interface, {})
 
 
@@ -160,7 +165,7 @@ class VerilogSimulation(Simulation):
     interface
         Streams and plain signals, usually ``describe(component)``.
     flags
-        Further arguments of Verilator, such as ``-Wno-WIDTH`` or ``-DNAME``.
+        Further arguments of Verilator, such as ``-DNAME``. Warnings are not fatal.
     optimise
         Level of the C++ compiler, 0 to 3.
 
