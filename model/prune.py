@@ -20,6 +20,7 @@ __all__ = [
     "Handle",
     "LayerPruning",
     "Masks",
+    "before_closures",
     "density_mask",
     "expand_weights",
     "gates_of",
@@ -53,8 +54,10 @@ def layer_weights(model: nn.Module) -> dict[str, nn.Parameter]:
         if isinstance(module, nn.Linear | nn.Conv2d):
             names = ["weight"]
         elif isinstance(module, nn.RNNBase):
-            names = [name for names in module.all_weights_names for name in names
-                     if name.startswith("weight_")]
+            kinds = ["ih", "hh", "hr"] if module.proj_size else ["ih", "hh"]
+            ends = ["", "_reverse"] if module.bidirectional else [""]
+            names = [f"weight_{kind}_l{layer}{end}" for layer in range(module.num_layers)
+                     for end in ends for kind in kinds]
         elif isinstance(module, nn.RNNCellBase):
             names = ["weight_ih", "weight_hh"]
         else:
@@ -227,6 +230,25 @@ class LayerPruning:
     def rate(self) -> float:
         """Weights / non-zeros; infinite where nothing is left."""
         return self.weights / self.nonzeros if self.nonzeros else float("inf")
+
+
+def before_closures(optimizer: torch.optim.Optimizer, prepare: Callable[[], None]):
+    """Call `prepare` before each call of a closure that is given to ``optimizer.step``.
+
+    Without a closure, nothing is called. Returns the hook's handle.
+    """
+    def before(_, args: tuple, kwargs: dict):
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            return None
+
+        def evaluate():
+            prepare()
+            return closure()
+
+        return args[:1], {**kwargs, "closure": evaluate}
+
+    return optimizer.register_step_pre_hook(before)
 
 
 class Handle:
@@ -415,12 +437,13 @@ class Masks:
     def hold(self, optimizer: torch.optim.Optimizer) -> Handle:
         """`apply` now and after every step of `optimizer`; ``remove()`` of the handle ends it.
 
-        Until then the gradients of pruned weights are 0 as soon as a backward pass has made them:
-        they count in no gradient's norm, and an optimizer that calls a closure within its step
-        (L-BFGS) neither moves pruned weights nor judges the loss with them moved.
+        Until then the gradients of pruned weights are 0 as soon as a backward pass has made them,
+        and count in no gradient's norm. An optimizer that calls a closure within its step
+        (L-BFGS) finds them 0 at each call, whatever it tried.
         """
         self.apply()
-        removes = [optimizer.register_step_post_hook(lambda *_: self.apply()).remove]
+        removes = [before_closures(optimizer, self.apply).remove,
+                   optimizer.register_step_post_hook(lambda *_: self.apply()).remove]
         for name in self._masks:
             hook = self._model.get_parameter(name).register_post_accumulate_grad_hook(
                 lambda parameter, name=name: self._mask_gradient(name, parameter))

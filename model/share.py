@@ -14,7 +14,7 @@ from ckmeans import ckmeans
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from openese.model.prune import Handle, expand_weights
+from openese.model.prune import Handle, before_closures, expand_weights
 
 __all__ = ["ReplacedWeights", "SharedWeights", "kmeans", "share_weights"]
 
@@ -251,19 +251,9 @@ class ReplacedWeights(ABC):
         see the gradients of the trained tensors, as they should, and an optimizer that calls a
         closure (L-BFGS) sees each set of values it tries. ``remove()`` of the handle ends it.
         """
-        def before(_, args: tuple, kwargs: dict):
-            closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-            if closure is None:
-                self._drop_used_gradients()
-                return None
-
-            def evaluate():
-                self._renew()
-                return closure()
-
-            return args[:1], {**kwargs, "closure": evaluate}
-
-        removes = [optimizer.register_step_pre_hook(before).remove,
+        removes = [optimizer.register_step_pre_hook(
+                       lambda *_: self._drop_used_gradients()).remove,
+                   before_closures(optimizer, self._renew).remove,
                    optimizer.register_step_post_hook(lambda *_: self._renew()).remove]
         for name, entry in self._entries.items():
             hook = self._model.get_parameter(name).register_post_accumulate_grad_hook(
