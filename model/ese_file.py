@@ -1,4 +1,4 @@
-"""The ``.ese`` file: a compressed network on disk, independent of any engine.
+"""The ``.ese`` file: a compressed network or model on disk, independent of any engine.
 
 The size of this file *is* the compressed size of the network: codebooks, code tables, biases,
 header and all. `docs/ese-format.md` gives every byte. Loading reads numbers and nothing else: no
@@ -10,7 +10,8 @@ import math
 import os
 import secrets
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from operator import index
 from pathlib import Path
 
@@ -19,18 +20,20 @@ from bitarray import bitarray
 from numpy.typing import NDArray
 
 from openese.model import gaps, huffman
+from openese.model.matrix import CompressedMatrix, FixedMatrix, SharedColumns, SparseColumns
 from openese.model.network import CompressedLinear, CompressedNetwork
+from openese.model.state import DTYPES, CompressedModel, CompressedTensor, DenseTensor
 
-__all__ = ["EseFileError", "LayerCoding", "code_layer", "from_bytes", "load", "save",
-           "tensor_bytes", "to_bytes"]
+__all__ = ["ArrayCoding", "EseFileError", "MatrixCoding", "code_array", "code_bias", "code_matrix",
+           "from_bytes", "layer_bytes", "load", "repeated", "save", "tensor_bytes", "to_bytes"]
 
 MAGIC = b"OESE"
 VERSION = 1
 # Magic, version, length of the file in 32 bits; at the end the CRC-32 of all before it.
 PREFIX, SUFFIX = 9, 4
 
-# Kinds of layers. Recurrent layers will get numbers of their own.
-LINEAR = 0
+# Kinds of records. Linear layers make a network, tensors a model; a file holds one of the two.
+LINEAR, SHARED, FIXED, DENSE, SAME = range(5)
 
 # What a file may ask for, whatever its own size. The largest engine, 256 PEs, holds 2**24 entries.
 MAX_ENTRIES = 1 << 24
@@ -38,8 +41,14 @@ MAX_FEATURES = 1 << 22
 MAX_ELEMENTS = 1 << 31
 MAX_BYTES = (1 << 32) - 1
 
-# Bits of the flags of a linear layer; the three above them hold code_bits - 1.
+MAX_DIMENSIONS = 32
+
+# Bits of the flags of a matrix; the three above them hold code_bits - 1. The first two are those
+# of linear layers.
 RELU, BIAS, MINUS_ZERO, BY_COLUMN, LINKED = 1, 2, 4, 8, 16
+# In the width of a linear layer's gaps: its bias is coded as an array of any kind is. Without it,
+# the planes of `BIAS_PLANES` are coded and the others are not.
+ANY_BIAS, BIAS_PLANES = 16, 0b1000
 
 
 class EseFileError(ValueError):
@@ -49,8 +58,8 @@ class EseFileError(ValueError):
 # -- public functions -----------------------------------------------------------------------------
 
 
-def save(path: str | os.PathLike, network: CompressedNetwork) -> int:
-    """Write a network to a file; returns the bytes written.
+def save(path: str | os.PathLike, network: CompressedNetwork | CompressedModel) -> int:
+    """Write a network or model to a file; returns the bytes written.
 
     The file appears whole or not at all: a file that was there stays until the new one is
     complete, and after a failure nothing new is left behind.
@@ -82,8 +91,8 @@ def save(path: str | os.PathLike, network: CompressedNetwork) -> int:
     return len(data)
 
 
-def load(path: str | os.PathLike) -> CompressedNetwork:
-    """Read a network from a file; every array is equal, bit for bit, to the one saved.
+def load(path: str | os.PathLike) -> CompressedNetwork | CompressedModel:
+    """Read a network or model from a file; every array equals the one saved, bit for bit.
 
     Raises
     ------
@@ -99,8 +108,8 @@ def load(path: str | os.PathLike) -> CompressedNetwork:
     return from_bytes(data, name)
 
 
-def to_bytes(network: CompressedNetwork) -> bytes:
-    """The contents of the ``.ese`` file of a network.
+def to_bytes(network: CompressedNetwork | CompressedModel) -> bytes:
+    """The contents of the ``.ese`` file of a network or model.
 
     Raises ``EseFileError`` for a network the format cannot hold: metadata that is not JSON, sizes
     beyond the limits of the format.
@@ -108,8 +117,8 @@ def to_bytes(network: CompressedNetwork) -> bytes:
     return b"".join(_parts(network))
 
 
-def from_bytes(data: bytes, name: str = "the data") -> CompressedNetwork:
-    """The network in the contents of an ``.ese`` file; ``name`` is used in error texts.
+def from_bytes(data: bytes, name: str = "the data") -> CompressedNetwork | CompressedModel:
+    """The network or model in the contents of an ``.ese`` file; ``name`` is used in error texts.
 
     Raises ``EseFileError`` as `load` does.
     """
@@ -131,7 +140,7 @@ def from_bytes(data: bytes, name: str = "the data") -> CompressedNetwork:
     if zlib.crc32(data[:-SUFFIX]) != int.from_bytes(data[-SUFFIX:], "little"):
         raise EseFileError(f"{name}: is damaged (its checksum is wrong); {again}")
     try:
-        return _read_network(_Reader(data[PREFIX:-SUFFIX]))
+        return _read_file(_Reader(data[PREFIX:-SUFFIX]))
     except _UnknownKindError as error:
         raise EseFileError(f"{name}: {error}; update openese") from None
     except ValueError as error:
@@ -139,34 +148,71 @@ def from_bytes(data: bytes, name: str = "the data") -> CompressedNetwork:
                            "`openese compress`") from error
 
 
-def tensor_bytes(network: CompressedNetwork) -> list[dict]:
-    """Original and compressed size of every tensor of a network.
+def tensor_bytes(network: CompressedNetwork | CompressedModel) -> list[dict]:
+    """Original and compressed size of every tensor of a network or model.
 
-    Returns one dict per tensor with the keys ``name``, ``original_bytes`` (as float32) and
-    ``bytes`` (in the ``.ese`` file). A weight includes its codebook and code tables. The last row,
-    ``"(header)"``, is the rest of the file, so that ``bytes`` add up to the file's size.
+    Returns one dict per tensor with the keys ``name``, ``original_bytes`` (as float32; dense
+    tensors of other types in their own) and ``bytes`` (in the ``.ese`` file). A weight includes
+    its codebook and code tables. A tensor that repeats another (tied weights) counts nothing in
+    either. The last row, ``"(header)"``, is the rest of the file, so that ``bytes`` add up to the
+    file's size.
     """
-    rows = []
-    for layer in network.layers:
-        coding = code_layer(layer)
-        weight = 4 * (len(layer.codebook) - 1) + math.ceil(coding.matrix_bits / 8)
-        rows.append({"name": f"{layer.name}.weight",
-                     "original_bytes": 4 * layer.in_features * layer.out_features,
-                     "bytes": weight})
-        if layer.bias is not None:
-            # The bits of both share a byte, which is counted as the weight's.
-            rows.append({"name": f"{layer.name}.bias", "original_bytes": 4 * layer.out_features,
-                         "bytes": coding.bytes - weight})
+    if isinstance(network, CompressedModel):
+        rows = _model_tensor_bytes(network)
+    else:
+        rows = _network_tensor_bytes(network)
     rest = len(to_bytes(network)) - sum(row["bytes"] for row in rows)
     return [*rows, {"name": "(header)", "original_bytes": 0, "bytes": rest}]
 
 
-# -- coding of one layer --------------------------------------------------------------------------
+def _network_tensor_bytes(network: CompressedNetwork) -> list[dict]:
+    rows = []
+    for layer in network.layers:
+        weight, bias = layer_bytes(layer)
+        rows.append({"name": f"{layer.name}.weight", "original_bytes": 4 * layer.rows * layer.cols,
+                     "bytes": weight})
+        if layer.bias is not None:
+            rows.append({"name": f"{layer.name}.bias", "original_bytes": 4 * layer.out_features,
+                         "bytes": bias})
+    return rows
+
+
+def layer_bytes(layer: CompressedLinear) -> tuple[int, int]:
+    """Bytes of weight and bias of a layer: all of its record but names and sizes."""
+    matrix = code_matrix(layer)
+    if layer.bias is None:
+        return matrix.bytes, 0
+    bias = code_bias(layer.bias)
+    head = 0 if bias.planes == BIAS_PLANES else len(bias.head)
+    # The bits of both share a byte, which is counted as the weight's.
+    streams = math.ceil((matrix.bits + len(bias.stream)) / 8) - math.ceil(matrix.bits / 8)
+    return matrix.bytes, head + len(bias.raw) + streams
+
+
+def _model_tensor_bytes(model: CompressedModel) -> list[dict]:
+    rows = []
+    for tensor, repeats in zip(model.tensors, repeated(model), strict=True):
+        if repeats:
+            original = size = 0
+        elif isinstance(tensor, DenseTensor):
+            original, size = tensor.values.nbytes, code_array(tensor.values).bytes
+        else:
+            original, size = 4 * prod(tensor.shape), code_matrix(tensor.matrix).bytes
+        rows.append({"name": tensor.name, "original_bytes": original, "bytes": size})
+    return rows
+
+
+def repeated(model: CompressedModel) -> list[bool]:
+    """Whether a tensor is stored as a repetition of one before it, for every tensor."""
+    return [kind == SAME for kind, *_ in _records(model)]
+
+
+# -- coding of a matrix ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class LayerCoding:
-    """How a linear layer is coded in the file, every choice made for the smallest size.
+class MatrixCoding:
+    """How a matrix is coded in the file, every choice made for the smallest size.
 
     Parameters
     ----------
@@ -176,71 +222,144 @@ class LayerCoding:
         Gaps of ``2**width`` zeros and more take fillers.
     linked
         Whether a code that follows another without a gap is coded with that one's table.
+    low_bits
+        Lowest bits of fixed-point weights that are stored as they are; 0 for codes.
     fillers
         Fillers in the stream of gaps.
-    gap_stream, code_stream, bias_stream
-        The coded bits of gaps, codes, and the highest byte of each bias.
+    gap_stream, code_stream
+        The coded bits of gaps, and of codes or fixed-point weights.
     raw
-        Bytes stored as they are: the codebook but for its zero, then three bytes of each bias.
+        Bytes stored as they are: the codebook but for its zero.
     """
 
     by_column: bool
     width: int
     linked: bool
+    low_bits: int
     fillers: int
     gap_stream: bitarray
     code_stream: bitarray
-    bias_stream: bitarray
     raw: bytes
 
     @property
-    def matrix_bits(self) -> int:
+    def bits(self) -> int:
         """Size of gaps and codes with their tables."""
         return len(self.gap_stream) + len(self.code_stream)
 
     @property
     def bytes(self) -> int:
-        """Size of weights and biases: all of the layer's record but names and sizes."""
-        return len(self.raw) + math.ceil((self.matrix_bits + len(self.bias_stream)) / 8)
+        """Size of the weights: all of the record but names, sizes and what shares it."""
+        return len(self.raw) + math.ceil(self.bits / 8)
 
 
-def code_layer(layer: CompressedLinear) -> LayerCoding:
-    """Code a layer in the smallest way the format offers."""
-    rows, columns = layer.row_idx.astype(np.int64), layer.columns
-    by_row = rows * layer.in_features + columns
+def code_matrix(matrix: SparseColumns) -> MatrixCoding:
+    """Code a matrix (or a layer's) in the smallest way the format offers."""
+    rows, columns = matrix.row_idx.astype(np.int64), matrix.columns
+    by_row = rows * matrix.cols + columns
     order = np.argsort(by_row, kind="stable")
-    # The arrays of a layer are in column order already.
-    walks = [(False, by_row[order], layer.code[order]),
-             (True, columns * layer.out_features + rows, layer.code)]
+    shared = isinstance(matrix, SharedColumns)
+    entries = matrix.code if shared else matrix.raw.astype(np.int64) + (1 << (matrix.bits - 1))
+    low_bits = 0 if shared else gaps.best_low_bits(entries, matrix.bits)
+    # Entries are in column order already.
     candidates = []
-    for by_column, position, code in walks:
+    for by_column, position, entry in ((False, by_row[order], entries[order]),
+                                       (True, columns * matrix.rows + rows, entries)):
         gap = np.diff(position, prepend=-1) - 1
         width = gaps.best_width(gap)
         gap_stream = gaps.encode_gaps(gap, width)
-        code_stream, linked = min(
-            ((gaps.encode_codes(code, gap, layer.code_bits, linked), linked)
-             for linked in (False, True)), key=lambda choice: len(choice[0]))
-        candidates.append((by_column, width, linked, int((gap >> width).sum()), gap_stream,
-                           code_stream))
-    best = min(candidates, key=lambda choice: len(choice[4]) + len(choice[5]))
-    raw, bias_stream = layer.codebook[1:].astype("<f4").tobytes(), bitarray()
-    if layer.bias is not None:
-        low_bytes, high_byte = _split_bias(layer.bias)
-        raw, bias_stream = raw + low_bytes, huffman.encode(high_byte)
-    return LayerCoding(*best, bias_stream, raw)
+        if shared:
+            code_stream, linked = min(
+                ((gaps.encode_codes(entry, gap, matrix.code_bits, linked), linked)
+                 for linked in (False, True)), key=lambda choice: len(choice[0]))
+        else:
+            code_stream, linked = gaps.encode_fixed(entry, low_bits), False
+        candidates.append((by_column, width, linked, low_bits, int((gap >> width).sum()),
+                           gap_stream, code_stream))
+    best = min(candidates, key=lambda choice: len(choice[5]) + len(choice[6]))
+    return MatrixCoding(*best, matrix.codebook[1:].astype("<f4").tobytes() if shared else b"")
 
 
-def _split_bias(bias: NDArray[np.float32]) -> tuple[bytes, NDArray[np.uint8]]:
-    """The three low bytes of each float32, and the high ones, which alone are worth coding."""
-    data = bias.astype("<f4").view(np.uint8).reshape(-1, 4)
-    return data[:, :3].tobytes(), data[:, 3]
+# -- coding of an array ---------------------------------------------------------------------------
 
 
-def _join_bias(low_bytes: bytes, high_byte: NDArray[np.int64]) -> NDArray[np.float32]:
-    data = np.empty((len(high_byte), 4), dtype=np.uint8)
-    data[:, :3] = np.frombuffer(low_bytes, dtype=np.uint8).reshape(-1, 3)
-    data[:, 3] = high_byte
-    return data.view("<f4").reshape(-1).astype(np.float32)
+@dataclass(frozen=True, eq=False)
+class ArrayCoding:
+    """How a dense array is coded: as planes of bytes, or as its distinct values.
+
+    Parameters
+    ----------
+    planes
+        Bit ``i`` says that byte ``i`` of all elements (0 is the lowest) is Huffman-coded, byte
+        after byte; the others are stored as they are, element after element. ``None``: the
+        distinct values are stored and the elements are numbers of them.
+    distinct
+        How many distinct values; 0 for planes.
+    raw
+        What is stored as it is.
+    stream
+        Coded bits.
+    """
+
+    planes: int | None
+    distinct: int
+    raw: bytes
+    stream: bitarray
+
+    @property
+    def head(self) -> bytes:
+        """What a file says of these choices."""
+        return (b"\1" + _varint(self.distinct) if self.planes is None
+                else bytes((0, self.planes)))
+
+    @property
+    def bytes(self) -> int:
+        """Size in the file."""
+        return len(self.head) + len(self.raw) + math.ceil(len(self.stream) / 8)
+
+
+def code_array(array: NDArray) -> ArrayCoding:
+    """Code an array in the smallest way the format offers."""
+    data = _element_bytes(array)
+    planes = 0
+    for plane, column in enumerate(data.T):
+        if huffman.stream_bits(np.bincount(column, minlength=256)) < 8 * len(data):
+            planes |= 1 << plane
+    coding = _code_planes(data, planes)
+    words = data.reshape(-1).view(f"<u{data.shape[1]}")
+    values, number, counts = np.unique(words, return_inverse=True, return_counts=True)
+    if len(values) <= 1 << huffman.MAX_LENGTH:
+        bits = 8 * values.nbytes + huffman.stream_bits(counts)
+        if bits < 8 * len(coding.raw) + len(coding.stream):
+            coding = ArrayCoding(None, len(values), values.tobytes(), huffman.encode(number))
+    return coding
+
+
+def code_bias(bias: NDArray[np.float32]) -> ArrayCoding:
+    """Code the bias of a linear layer in the smallest way the format offers."""
+    usual = _usual_bias(bias)
+    other = code_array(bias)
+    return usual if usual.bytes - len(usual.head) <= other.bytes else other
+
+
+def _usual_bias(bias: NDArray[np.float32]) -> ArrayCoding:
+    """The bytes with sign and exponent coded, which alone are worth it where all biases differ."""
+    return _code_planes(_element_bytes(bias), BIAS_PLANES)
+
+
+def _element_bytes(array: NDArray) -> NDArray[np.uint8]:
+    """Bytes of every element, ``(size, itemsize)``, the lowest first."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return flat.astype(flat.dtype.newbyteorder("<")).view(np.uint8).reshape(
+        len(flat), flat.dtype.itemsize)
+
+
+def _code_planes(data: NDArray[np.uint8], planes: int) -> ArrayCoding:
+    coded = [i for i in range(data.shape[1]) if planes >> i & 1]
+    stored = [i for i in range(data.shape[1]) if not planes >> i & 1]
+    stream = bitarray()
+    for plane in coded:
+        stream += huffman.encode(data[:, plane])
+    return ArrayCoding(planes, 0, data[:, stored].tobytes(), stream)
 
 
 # -- writing --------------------------------------------------------------------------------------
@@ -293,29 +412,86 @@ def _meta_text(meta: dict) -> str:
     return text
 
 
+def _matrix_flags(matrix: SparseColumns, coding: MatrixCoding) -> int:
+    flags = (BY_COLUMN if coding.by_column else 0) | (LINKED if coding.linked else 0)
+    if isinstance(matrix, SharedColumns):
+        flags |= (matrix.code_bits - 1) << 5
+        flags |= MINUS_ZERO if np.signbit(matrix.codebook[0]) else 0
+    return flags
+
+
 def _linear_body(layer: CompressedLinear) -> bytes:
     what = f"layer {layer.name!r}"
     out_frac = _integer(layer.out_frac, -128, 127, f"{what}: out_frac")
-    coding = code_layer(layer)
-    flags = (layer.code_bits - 1) << 5
-    for bit, is_set in ((RELU, layer.relu), (BIAS, layer.bias is not None),
-                        (MINUS_ZERO, np.signbit(layer.codebook[0])),
-                        (BY_COLUMN, coding.by_column), (LINKED, coding.linked)):
-        flags |= bit if is_set else 0
-    streams = coding.gap_stream + coding.code_stream + coding.bias_stream
+    coding = code_matrix(layer)
+    flags, width = _matrix_flags(layer, coding), coding.width
+    streams, bias_bytes = coding.gap_stream + coding.code_stream, b""
+    flags |= RELU if layer.relu else 0
+    if layer.bias is not None:
+        flags |= BIAS
+        bias = code_bias(layer.bias)
+        bias_bytes, streams = bias.raw, streams + bias.stream
+        if bias.planes != BIAS_PLANES:
+            width |= ANY_BIAS
+            bias_bytes = bias.head + bias_bytes
     return b"".join((
-        bytes((flags, coding.width)), _varint(layer.in_features), _varint(layer.out_features),
-        _varint(layer.nnz), _signed(out_frac), coding.raw, streams.tobytes()))
+        bytes((flags, width)), _varint(layer.in_features), _varint(layer.out_features),
+        _varint(layer.nnz), _signed(out_frac), coding.raw, bias_bytes, streams.tobytes()))
 
 
-def _parts(network: CompressedNetwork) -> list[bytes]:
-    _check_sizes((layer.in_features, layer.out_features, layer.nnz) for layer in network.layers)
-    parts = [_varint(_integer(network.act_bits, 0, 255, "act_bits")),
-             _signed(_integer(network.in_frac, -128, 127, "in_frac")),
-             _text(_meta_text(network.meta), "meta"), _varint(len(network.layers))]
-    for layer in network.layers:
-        body = _linear_body(layer)
-        parts += [bytes((LINEAR,)), _text(layer.name, "the layer name"), _varint(len(body)), body]
+def _tensor_record(tensor: CompressedTensor | DenseTensor) -> tuple[int, bytes]:
+    """Kind and body of the record of a tensor."""
+    what = f"tensor {tensor.name!r}"
+    if len(tensor.shape) > MAX_DIMENSIONS:
+        raise EseFileError(f"{what}: has {len(tensor.shape)} dimensions; an .ese file holds at "
+                           f"most {MAX_DIMENSIONS}")
+    shape = bytes((len(tensor.shape),)) + b"".join(map(_varint, tensor.shape))
+    if isinstance(tensor, DenseTensor):
+        coding = code_array(tensor.values)
+        return DENSE, b"".join((bytes((DTYPES.index(tensor.values.dtype),)), shape, coding.head,
+                                coding.raw, coding.stream.tobytes()))
+    matrix = tensor.matrix
+    coding = code_matrix(matrix)
+    head = bytes((_matrix_flags(matrix, coding), coding.width)) + shape + _varint(matrix.nnz)
+    streams = (coding.gap_stream + coding.code_stream).tobytes()
+    if isinstance(matrix, FixedMatrix):
+        numbers = bytes((matrix.bits, coding.low_bits)) + _signed(matrix.frac)
+        return FIXED, head + numbers + streams
+    return SHARED, head + coding.raw + streams
+
+
+def _records(network: CompressedNetwork | CompressedModel) -> list[tuple[int, str, bytes]]:
+    """Kind, name and body of every record."""
+    if isinstance(network, CompressedNetwork):
+        _check_sizes((layer.in_features, layer.out_features, layer.nnz)
+                     for layer in network.layers)
+        return [(LINEAR, layer.name, _linear_body(layer)) for layer in network.layers]
+    _check_sizes(map(_tensor_size, network.tensors))
+    records, seen = [], {}
+    for number, tensor in enumerate(network.tensors):
+        record = _tensor_record(tensor)
+        first = seen.setdefault(record, number)
+        if first < number and len(record[1]) > len(_varint(first)):
+            record = SAME, _varint(first)
+        records.append((record[0], tensor.name, record[1]))
+    return records
+
+
+def _tensor_size(tensor: CompressedTensor | DenseTensor) -> tuple[int, int, int]:
+    if isinstance(tensor, DenseTensor):
+        return 0, 0, prod(tensor.shape)
+    return tensor.matrix.cols, tensor.matrix.rows, tensor.matrix.nnz
+
+
+def _parts(network: CompressedNetwork | CompressedModel) -> list[bytes]:
+    chain = isinstance(network, CompressedNetwork)
+    records = _records(network)
+    parts = [_varint(_integer(network.act_bits, 0, 255, "act_bits") if chain else 0),
+             _signed(_integer(network.in_frac, -128, 127, "in_frac") if chain else 0),
+             _text(_meta_text(network.meta), "meta"), _varint(len(records))]
+    what = "the layer name" if chain else "the tensor name"
+    for kind, name, body in records:
+        parts += [bytes((kind,)), _text(name, what), _varint(len(body)), body]
     length = PREFIX + sum(map(len, parts)) + SUFFIX
     if length > MAX_BYTES:
         raise EseFileError(f"the network takes {length} bytes; an .ese file has at most "
@@ -336,8 +512,8 @@ def _check_sizes(sizes) -> None:
             raise EseFileError(f"a matrix of {rows} x {columns} is too large; an .ese file holds "
                                f"matrices of at most {MAX_ELEMENTS} elements")
         if entries > MAX_ENTRIES:
-            raise EseFileError(f"more than {MAX_ENTRIES} stored weights are too many for an .ese "
-                               "file; prune more")
+            raise EseFileError(f"more than {MAX_ENTRIES} stored weights and elements of dense "
+                               "tensors are too many for an .ese file; prune more")
         if features > MAX_FEATURES:
             raise EseFileError(f"more than {MAX_FEATURES} inputs and outputs of all layers "
                                "together are too many for an .ese file")
@@ -388,7 +564,7 @@ class _Reader:
         return self.take(self.varint()).decode()
 
 
-def _read_network(reader: _Reader) -> CompressedNetwork:
+def _read_file(reader: _Reader) -> CompressedNetwork | CompressedModel:
     act_bits, in_frac, meta_text = reader.varint(255), reader.signed(), reader.text()
     try:
         meta = json.loads(meta_text) if meta_text else {}
@@ -398,58 +574,225 @@ def _read_network(reader: _Reader) -> CompressedNetwork:
         raise ValueError("meta is not an object")
     # JSON in Python reads more than it may write: infinities, halves of surrogate pairs.
     _text(_meta_text(meta), "meta")
-    sizes, layers = [], []
+    sizes, items, kinds = [], [], set()
     for number in range(1, reader.varint() + 1):
         kind, name = reader.take(1)[0], reader.text()
-        if kind != LINEAR:
+        if kind not in _READERS:
             raise _UnknownKindError(f"layer {number} ({name!r}) is of kind {kind}, which this "
                                     "openese does not know")
+        kinds.add(kind)
         body = _Reader(reader.take(reader.varint()))
-        layers.append(_read_linear(body, name, sizes))
+        items.append(_READERS[kind](body, name, sizes, items))
     if reader.rest():
         raise ValueError("bytes follow the last layer")
-    return CompressedNetwork(layers, in_frac, act_bits, meta)
+    if kinds <= {LINEAR}:
+        return CompressedNetwork(items, in_frac, act_bits, meta)
+    if LINEAR in kinds or act_bits or in_frac:
+        raise ValueError("it is neither a network nor a model but a mixture")
+    return CompressedModel(items, meta)
 
 
-def _read_linear(reader: _Reader, name: str, sizes: list) -> CompressedLinear:
-    flags, width = reader.take(2)
-    code_bits = (flags >> 5) + 1
-    columns, rows = reader.varint(MAX_FEATURES), reader.varint(MAX_FEATURES)
-    elements = columns * rows
-    nnz, out_frac = reader.varint(elements), reader.signed()
-    if width > gaps.MAX_WIDTH:
-        raise ValueError(f"layer {name!r}: the gap width {width} is above {gaps.MAX_WIDTH}")
-    sizes.append((columns, rows, nnz))
-    _check_sizes(sizes)
-    codebook = np.zeros(1 << code_bits, dtype=np.float32)
-    codebook[1:] = np.frombuffer(reader.take(4 * (len(codebook) - 1)), dtype="<f4")
-    if flags & MINUS_ZERO:
-        codebook[0] = -0.0
-    bias_bytes = reader.take(3 * rows) if flags & BIAS else None
+@dataclass
+class _Head:
+    """What comes before the streams of a matrix."""
 
+    what: str
+    flags: int
+    width: int
+    columns: int
+    rows: int
+    nnz: int
+
+    def check(self, sizes: list) -> None:
+        if self.width > gaps.MAX_WIDTH:
+            raise ValueError(f"{self.what}: the gap width {self.width} is above {gaps.MAX_WIDTH}")
+        sizes.append((self.columns, self.rows, self.nnz))
+        _check_sizes(sizes)
+
+    def codebook(self, reader: _Reader) -> NDArray[np.float32]:
+        codebook = np.zeros(1 << self.code_bits, dtype=np.float32)
+        codebook[1:] = np.frombuffer(reader.take(4 * (len(codebook) - 1)), dtype="<f4")
+        if self.flags & MINUS_ZERO:
+            codebook[0] = -0.0
+        return codebook
+
+    @property
+    def code_bits(self) -> int:
+        return (self.flags >> 5) + 1
+
+    def read_columns(self, gap: NDArray[np.int64], entries: NDArray
+                     ) -> tuple[NDArray, NDArray, NDArray]:
+        """Column pointers, rows and entries, column by column."""
+        position = np.cumsum(gap + 1) - 1
+        if self.nnz and position[-1] >= self.columns * self.rows:
+            raise ValueError(f"{self.what}: an entry lies outside the {self.rows} x "
+                             f"{self.columns} matrix")
+        if self.flags & BY_COLUMN:
+            column, row = np.divmod(position, max(1, self.rows))
+        else:
+            row, column = np.divmod(position, max(1, self.columns))
+            order = np.argsort(column, kind="stable")
+            row, column, entries = row[order], column[order], entries[order]
+        col_ptr = np.zeros(self.columns + 1, dtype=np.int64)
+        np.cumsum(np.bincount(column, minlength=self.columns), out=col_ptr[1:])
+        return col_ptr, row, entries
+
+
+def _bits(reader: _Reader) -> bitarray:
+    """The streams, which are the rest of a body."""
     bits = bitarray(endian="big")
     bits.frombytes(reader.rest())
-    gap, pos = gaps.decode_gaps(bits, 0, width, nnz)
-    code, pos = gaps.decode_codes(bits, pos, gap, code_bits, bool(flags & LINKED))
-    bias = None
-    if bias_bytes is not None:
-        high_byte, pos = huffman.decode(bits, pos, max_symbol=255, max_repeats=rows)
-        if len(high_byte) != rows:
-            raise ValueError(f"layer {name!r}: the biases are not those of {rows} outputs")
-        bias = _join_bias(bias_bytes, high_byte)
-    if len(bits) - pos > 7 or bits[pos:].any():
-        raise ValueError(f"layer {name!r}: something follows its last stream")
+    return bits
 
-    position = np.cumsum(gap + 1) - 1
-    if nnz and position[-1] >= elements:
-        raise ValueError(f"layer {name!r}: an entry lies outside the {rows} x {columns} matrix")
-    if flags & BY_COLUMN:
-        column, row = np.divmod(position, max(1, rows))
-    else:
-        row, column = np.divmod(position, max(1, columns))
-        order = np.argsort(column, kind="stable")
-        row, column, code = row[order], column[order], code[order]
-    col_ptr = np.zeros(columns + 1, dtype=np.int64)
-    np.cumsum(np.bincount(column, minlength=columns), out=col_ptr[1:])
-    return CompressedLinear(name, columns, rows, col_ptr, row, code, codebook, bias,
+
+def _check_end(bits: bitarray, pos: int, what: str) -> None:
+    if len(bits) - pos > 7 or bits[pos:].any():
+        raise ValueError(f"{what}: something follows its last stream")
+
+
+def _read_shared_streams(head: _Head, bits: bitarray) -> tuple[tuple, int]:
+    """Column pointers, rows and codes, and the position behind their streams."""
+    gap, pos = gaps.decode_gaps(bits, 0, head.width, head.nnz)
+    code, pos = gaps.decode_codes(bits, pos, gap, head.code_bits, bool(head.flags & LINKED))
+    return head.read_columns(gap, code), pos
+
+
+def _read_linear(reader: _Reader, name: str, sizes: list, _: list) -> CompressedLinear:
+    what = f"layer {name!r}"
+    flags, width = reader.take(2)
+    columns, rows = reader.varint(MAX_FEATURES), reader.varint(MAX_FEATURES)
+    nnz, out_frac = reader.varint(columns * rows), reader.signed()
+    has_bias, any_bias = bool(flags & BIAS), bool(width & ANY_BIAS)
+    if any_bias and not has_bias:
+        raise ValueError(f"{what}: describes a bias that it does not have")
+    head = _Head(what, flags, width & ~ANY_BIAS, columns, rows, nnz)
+    head.check(sizes)
+    codebook = head.codebook(reader)
+    if has_bias:
+        array = _ArrayReader(what, reader, rows, 4, None if any_bias else BIAS_PLANES)
+    bits = _bits(reader)
+    matrix, pos = _read_shared_streams(head, bits)
+    bias = None
+    if has_bias:
+        data, pos = array.read_streams(bits, pos)
+        bias = data.view("<f4").astype(np.float32)
+    _check_end(bits, pos, what)
+    return CompressedLinear(name, columns, rows, *matrix, codebook, bias,
                             relu=bool(flags & RELU), out_frac=out_frac)
+
+
+def _read_shape(reader: _Reader, what: str) -> tuple[int, ...]:
+    dimensions = reader.take(1)[0]
+    if dimensions > MAX_DIMENSIONS:
+        raise ValueError(f"{what}: {dimensions} dimensions are more than {MAX_DIMENSIONS}")
+    return tuple(reader.varint() for _ in range(dimensions))
+
+
+def _read_matrix_head(reader: _Reader, what: str, sizes: list, allowed: int
+                      ) -> tuple[_Head, tuple[int, ...]]:
+    flags, width = reader.take(2)
+    if flags & ~allowed:
+        raise ValueError(f"{what}: has the unknown flags {flags & ~allowed}")
+    shape = _read_shape(reader, what)
+    rows, columns = (shape[0], prod(shape[1:])) if shape else (0, 0)
+    if max(rows, columns) > MAX_FEATURES:
+        raise ValueError(f"{what}: a matrix of {rows} x {columns} is too large")
+    head = _Head(what, flags, width, columns, rows, reader.varint(rows * columns))
+    head.check(sizes)
+    return head, shape
+
+
+def _read_shared(reader: _Reader, name: str, sizes: list, _: list) -> CompressedTensor:
+    what = f"tensor {name!r}"
+    head, shape = _read_matrix_head(reader, what, sizes, 0xE0 | MINUS_ZERO | BY_COLUMN | LINKED)
+    codebook = head.codebook(reader)
+    bits = _bits(reader)
+    matrix, pos = _read_shared_streams(head, bits)
+    _check_end(bits, pos, what)
+    return CompressedTensor(name, shape,
+                            CompressedMatrix(head.rows, head.columns, *matrix, codebook))
+
+
+def _read_fixed(reader: _Reader, name: str, sizes: list, _: list) -> CompressedTensor:
+    what = f"tensor {name!r}"
+    head, shape = _read_matrix_head(reader, what, sizes, BY_COLUMN)
+    width, low_bits = reader.take(2)
+    frac = reader.signed()
+    if not low_bits < width <= 16:
+        raise ValueError(f"{what}: weights of {width} bits cannot have {low_bits} low ones")
+    bits = _bits(reader)
+    gap, pos = gaps.decode_gaps(bits, 0, head.width, head.nnz)
+    entry, pos = gaps.decode_fixed(bits, pos, head.nnz, width, low_bits)
+    _check_end(bits, pos, what)
+    matrix = head.read_columns(gap, entry - (1 << (width - 1)))
+    return CompressedTensor(name, shape,
+                            FixedMatrix(head.rows, head.columns, *matrix, width, frac))
+
+
+def _read_dense(reader: _Reader, name: str, sizes: list, _: list) -> DenseTensor:
+    what = f"tensor {name!r}"
+    number = reader.take(1)[0]
+    if number >= len(DTYPES):
+        raise ValueError(f"{what}: has the unknown type {number}")
+    dtype, shape = DTYPES[number], _read_shape(reader, what)
+    sizes.append((0, 0, prod(shape)))
+    _check_sizes(sizes)
+    array = _ArrayReader(what, reader, prod(shape), dtype.itemsize, None)
+    bits = _bits(reader)
+    data, pos = array.read_streams(bits, 0)
+    _check_end(bits, pos, what)
+    if dtype == np.bool_ and data.size and data.max() > 1:
+        raise ValueError(f"{what}: has a truth value that is neither 0 nor 1")
+    return DenseTensor(name, data.view(dtype.newbyteorder("<")).reshape(shape))
+
+
+def _read_same(reader: _Reader, name: str, sizes: list, items: list) -> object:
+    number = reader.varint()
+    if reader.rest() or number >= len(items) or isinstance(items[number], CompressedLinear):
+        raise ValueError(f"tensor {name!r}: repeats a tensor that does not come before it")
+    sizes.append(_tensor_size(items[number]))
+    _check_sizes(sizes)
+    return replace(items[number], name=name)
+
+
+class _ArrayReader:
+    """Reads an array in two steps: what is stored as it is, then what the streams hold."""
+
+    def __init__(self, what: str, reader: _Reader, count: int, itemsize: int,
+                 planes: int | None) -> None:
+        self._what, self._count, self._itemsize = what, count, itemsize
+        self._values = None
+        form = 0 if planes is not None else reader.take(1)[0]
+        if form == 1:
+            distinct = reader.varint(count)
+            self._values = np.frombuffer(reader.take(distinct * itemsize), dtype=np.uint8)
+            return
+        self._planes = reader.take(1)[0] if planes is None else planes
+        if form or self._planes >> itemsize:
+            raise ValueError(f"{what}: an array is coded in an unknown way")
+        stored = itemsize - self._planes.bit_count()
+        self._stored = np.frombuffer(reader.take(count * stored), dtype=np.uint8)
+
+    def read_streams(self, bits: bitarray, pos: int) -> tuple[NDArray[np.uint8], int]:
+        """Bytes of all elements, one after the other, and the position behind the streams."""
+        if self._values is not None:
+            values = self._values.reshape(-1, self._itemsize)
+            number, pos = self._symbols(bits, pos, len(values) - 1)
+            return values[number].reshape(-1), pos
+        data = np.empty((self._count, self._itemsize), dtype=np.uint8)
+        stored = [i for i in range(self._itemsize) if not self._planes >> i & 1]
+        data[:, stored] = self._stored.reshape(self._count, len(stored))
+        for plane in range(self._itemsize):
+            if self._planes >> plane & 1:
+                data[:, plane], pos = self._symbols(bits, pos, 255)
+        return data.reshape(-1), pos
+
+    def _symbols(self, bits: bitarray, pos: int, largest: int) -> tuple[NDArray[np.int64], int]:
+        symbols, pos = huffman.decode(bits, pos, max_symbol=largest, max_repeats=self._count)
+        if len(symbols) != self._count:
+            raise ValueError(f"{self._what}: a stream is not that of {self._count} elements")
+        return symbols, pos
+
+
+_READERS = {LINEAR: _read_linear, SHARED: _read_shared, FIXED: _read_fixed, DENSE: _read_dense,
+            SAME: _read_same}

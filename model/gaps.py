@@ -7,6 +7,9 @@ own, ``2**width``, and has no code.
 
 Codes may be linked: one that follows its predecessor without a gap is then coded with a table of
 that predecessor's own, since weights of neighbouring pixels resemble each other.
+
+Fixed-point weights have no codes. Of each, the highest bits are Huffman-coded; the lowest, which
+are noise, follow as they are, so that the table stays small.
 """
 
 import numpy as np
@@ -15,8 +18,8 @@ from numpy.typing import NDArray
 
 from openese.model import huffman
 
-__all__ = ["LINK_BITS", "MAX_WIDTH", "best_width", "decode_codes", "decode_gaps", "encode_codes",
-           "encode_gaps"]
+__all__ = ["LINK_BITS", "MAX_WIDTH", "best_low_bits", "best_width", "decode_codes", "decode_fixed",
+           "decode_gaps", "encode_codes", "encode_fixed", "encode_gaps"]
 
 # Widest gap symbol in bits; a wider one would need a table larger than the fillers it saves.
 MAX_WIDTH = 12
@@ -110,3 +113,38 @@ def decode_codes(bits: bitarray, start: int, gap: NDArray[np.int64], code_bits: 
 
 def _tables(code_bits: int, linked: bool) -> int:
     return 1 + (1 << min(code_bits, LINK_BITS)) if linked else 1
+
+
+def best_low_bits(entry: NDArray[np.int64], bits: int) -> int:
+    """How many of the lowest of ``bits`` bits to store as they are, for the smallest size."""
+    counts = np.bincount(entry, minlength=1 << bits)
+    sizes = []
+    for low_bits in range(bits):
+        if np.count_nonzero(counts) <= 1 << huffman.MAX_LENGTH:
+            sizes.append((huffman.stream_bits(counts) + low_bits * len(entry), low_bits))
+        counts = counts.reshape(-1, 2).sum(axis=1)
+    return min(sizes)[1]
+
+
+def encode_fixed(entry: NDArray[np.int64], low_bits: int) -> bitarray:
+    """One stream of the highest bits of non-negative integers, then all their lowest bits."""
+    bits = huffman.encode(entry >> low_bits)
+    digits = entry[:, np.newaxis] >> np.arange(low_bits - 1, -1, -1) & 1
+    bits.pack(digits.astype(np.bool_).tobytes())
+    return bits
+
+
+def decode_fixed(bits: bitarray, start: int, nnz: int, width: int, low_bits: int
+                 ) -> tuple[NDArray[np.int64], int]:
+    """The integers of ``width`` bits of ``nnz`` entries, int64, and the position behind them.
+
+    Raises ``ValueError`` for streams that do not hold exactly those.
+    """
+    high, pos = huffman.decode(bits, start, max_symbol=(1 << (width - low_bits)) - 1,
+                               max_repeats=nnz)
+    end = pos + nnz * low_bits
+    if len(high) != nnz or end > len(bits):
+        raise ValueError(f"the fixed-point weights are not those of {nnz} entries")
+    digits = np.frombuffer(bits[pos:end].unpack(), dtype=np.uint8).reshape(nnz, low_bits)
+    low = digits.astype(np.int64) @ (1 << np.arange(low_bits - 1, -1, -1, dtype=np.int64))
+    return (high << low_bits) + low, end

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from openese.model.matrix import SharedColumns, sparse_columns
+
 __all__ = ["CompressedLinear", "CompressedNetwork"]
 
 
 @dataclass(eq=False)
-class CompressedLinear:
+class CompressedLinear(SharedColumns):
     """A pruned, weight-shared linear layer ``y = act(W x + b)`` in compressed sparse columns.
 
     Parameters
@@ -56,85 +58,32 @@ class CompressedLinear:
     out_frac: int
 
     def __post_init__(self) -> None:
-        for name, dtype in (("col_ptr", np.int64), ("row_idx", np.int32), ("code", np.uint8)):
-            given = np.asarray(getattr(self, name))
-            # Converting would wrap what the type does not hold, silently.
-            converted = given.astype(dtype)
-            if not np.array_equal(converted, given):
-                raise ValueError(f"layer {self.name!r}: {name} must be integers that fit "
-                                 f"{np.dtype(dtype).name}")
-            setattr(self, name, converted)
-        self.codebook = np.asarray(self.codebook, dtype=np.float32)
+        what = f"layer {self.name!r}"
+        self._check_shared(what)
         if self.bias is not None:
             self.bias = np.asarray(self.bias, dtype=np.float32)
-
-        def check(ok: bool, what: str) -> None:
-            if not ok:
-                raise ValueError(f"layer {self.name!r}: {what}")
-
-        check(self.in_features >= 1 and self.out_features >= 1, "sizes must be 1 or more")
-        check(self.col_ptr.shape == (self.in_features + 1,),
-              f"col_ptr must have {self.in_features + 1} elements, not {self.col_ptr.shape}")
-        check(self.col_ptr[0] == 0 and bool((np.diff(self.col_ptr) >= 0).all()),
-              "col_ptr must start at 0 and never decrease")
-        check(self.row_idx.shape == self.code.shape == (int(self.col_ptr[-1]),),
-              f"row_idx and code must have {int(self.col_ptr[-1])} elements")
-        size = self.codebook.shape[0] if self.codebook.ndim == 1 else 0
-        check(2 <= size <= 256 and size & (size - 1) == 0,
-              f"codebook must have 2, 4, ... 256 entries, not {self.codebook.shape}")
-        check(bool(np.isfinite(self.codebook).all()), "codebook must be finite")
-        check(self.codebook[0] == 0, "codebook entry 0 must be exactly 0")
-        if self.nnz:
-            check(int(self.row_idx.min()) >= 0 and int(self.row_idx.max()) < self.out_features,
-                  f"rows must lie in 0..{self.out_features - 1}")
-            check(int(self.code.min()) >= 1 and int(self.code.max()) < size,
-                  f"codes must lie in 1..{size - 1}")
-            # One key per entry rises strictly exactly when rows rise strictly in every column.
-            key = self.columns * self.out_features + self.row_idx
-            check(bool((np.diff(key) > 0).all()), "rows must rise strictly within each column")
-        if self.bias is not None:
-            check(self.bias.shape == (self.out_features,),
-                  f"bias must have {self.out_features} elements, not {self.bias.shape}")
-            check(bool(np.isfinite(self.bias).all()), "bias must be finite")
+            if self.bias.shape != (self.out_features,):
+                raise ValueError(f"{what}: bias must have {self.out_features} elements, "
+                                 f"not {self.bias.shape}")
+            if not np.isfinite(self.bias).all():
+                raise ValueError(f"{what}: bias must be finite")
 
     @property
-    def nnz(self) -> int:
-        """Number of stored weights."""
-        return int(self.col_ptr[-1])
+    def rows(self) -> int:
+        """Rows of ``W``."""
+        return self.out_features
 
     @property
-    def density(self) -> float:
-        """Stored weights / all weights."""
-        return self.nnz / (self.in_features * self.out_features)
-
-    @property
-    def code_bits(self) -> int:
-        """Width of a code."""
-        return int(self.codebook.shape[0] - 1).bit_length()
-
-    @property
-    def columns(self) -> NDArray[np.int64]:
-        """Column of every entry, int64 ``(nnz,)``."""
-        return np.repeat(np.arange(self.in_features, dtype=np.int64), np.diff(self.col_ptr))
-
-    def dense(self) -> NDArray[np.float32]:
-        """The matrix as float32 ``(out_features, in_features)``."""
-        weight = np.zeros((self.out_features, self.in_features), dtype=np.float32)
-        weight[self.row_idx, self.columns] = self.codebook[self.code]
-        return weight
+    def cols(self) -> int:
+        """Columns of ``W``."""
+        return self.in_features
 
     @classmethod
     def from_codes(cls, name: str, codes: NDArray, codebook: NDArray, bias: NDArray | None,
                    *, relu: bool, out_frac: int) -> "CompressedLinear":
         """Build a layer from a dense ``(out_features, in_features)`` array of codes."""
-        codes = np.asarray(codes)
-        rows, cols = codes.shape
-        # Transposing first makes `nonzero` walk column by column.
-        col, row = np.nonzero(codes.T)
-        col_ptr = np.zeros(cols + 1, dtype=np.int64)
-        np.cumsum(np.bincount(col, minlength=cols), out=col_ptr[1:])
-        return cls(name, cols, rows, col_ptr, row, codes[row, col], codebook, bias,
-                   relu=relu, out_frac=out_frac)
+        rows, cols, *entries = sparse_columns(codes)
+        return cls(name, cols, rows, *entries, codebook, bias, relu=relu, out_frac=out_frac)
 
 
 @dataclass(eq=False)

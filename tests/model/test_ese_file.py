@@ -2,7 +2,9 @@
 and no half-written file is left. A second reader, written from `docs/ese-format.md` alone, agrees.
 """
 
+import dataclasses
 import json
+import math
 import re
 import struct
 import time
@@ -18,7 +20,9 @@ from hypothesis import strategies as st
 
 from openese.model import ese_file, gaps
 from openese.model.ese_file import EseFileError, from_bytes, load, save, tensor_bytes, to_bytes
+from openese.model.matrix import CompressedMatrix, FixedMatrix
 from openese.model.network import CompressedLinear, CompressedNetwork
+from openese.model.state import DTYPES, CompressedModel, CompressedTensor, DenseTensor
 
 DOCS = Path(__file__).parents[2] / "docs" / "ese-format.md"
 
@@ -42,19 +46,24 @@ def example():
 
 
 def assert_same(a, b):
-    assert (a.in_frac, a.act_bits, a.meta) == (b.in_frac, b.act_bits, b.meta)
-    assert len(a.layers) == len(b.layers)
-    for x, y in zip(a.layers, b.layers, strict=True):
-        assert vars(x).keys() == vars(y).keys()
-        for key, value in vars(x).items():
-            other = getattr(y, key)
-            if isinstance(value, np.ndarray):
-                assert (value.dtype, value.shape) == (other.dtype, other.shape), key
-                assert value.tobytes() == other.tobytes(), key
-                assert other.flags.writeable, key
-            else:
-                assert type(value) is type(other), key
-                assert value == other, key
+    """Equal types, and fields equal bit for bit, however deep."""
+    assert type(a) is type(b)
+    if isinstance(a, np.ndarray):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert a.tobytes() == b.tobytes()
+        assert b.flags.writeable
+    elif dataclasses.is_dataclass(a):
+        assert_same(vars(a), vars(b))
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        for key, value in a.items():
+            assert_same(value, b[key])
+    else:
+        assert a == b
 
 
 def reseal(data):
@@ -98,6 +107,68 @@ def test_any_network_comes_back_bit_for_bit(net):
     assert to_bytes(from_bytes(data)) == data
 
 
+names = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@st.composite
+def dense_tensors(draw, name):
+    dtype = draw(st.sampled_from(DTYPES))
+    shape = draw(st.lists(st.integers(0, 4), max_size=3))
+    # Any bits: NaN with payload, infinities, both zeros; often few distinct ones.
+    one = st.binary(min_size=dtype.itemsize, max_size=dtype.itemsize)
+    pool = draw(st.lists(one, min_size=1, max_size=5))
+    element = draw(st.sampled_from([one, st.sampled_from(pool)]))
+    size = math.prod(shape)
+    data = b"".join(draw(st.lists(element, min_size=size, max_size=size)))
+    if dtype == np.bool_:
+        data = bytes(byte & 1 for byte in data)
+    return DenseTensor(name, np.frombuffer(data, dtype=dtype).reshape(shape))
+
+
+@st.composite
+def compressed_tensors(draw, name):
+    shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    rows, columns = shape[0], math.prod(shape[1:])
+    size = rows * columns
+    if draw(st.booleans()):
+        bits = draw(st.integers(2, 16))
+        raw = st.just(0) | st.integers(-(1 << bits - 1), (1 << bits - 1) - 1)
+        values = draw(st.lists(raw, min_size=size, max_size=size))
+        matrix = FixedMatrix.from_raw(np.reshape(values, (rows, columns)), bits,
+                                      draw(st.integers(-100, 127)))
+    else:
+        bits = draw(st.integers(1, 8))
+        code = st.just(0) | st.integers(0, (1 << bits) - 1)
+        codes = draw(st.lists(code, min_size=size, max_size=size))
+        values = draw(st.lists(float32, min_size=1, max_size=15))
+        codebook = [draw(st.sampled_from([0.0, -0.0])), *np.resize(values, (1 << bits) - 1)]
+        matrix = CompressedMatrix.from_codes(np.reshape(codes, (rows, columns)), codebook)
+    return CompressedTensor(name, shape, matrix)
+
+
+@st.composite
+def models(draw):
+    tensors = [draw(st.one_of(dense_tensors(name), compressed_tensors(name)))
+               for name in draw(st.lists(names, min_size=1, max_size=4, unique=True))]
+    if draw(st.booleans()):
+        tensors.append(dataclasses.replace(draw(st.sampled_from(tensors)), name="again" * 20))
+    return CompressedModel(tensors, draw(st.dictionaries(names, st.integers(), max_size=2)))
+
+
+@settings(deadline=None, max_examples=200)
+@given(models())
+def test_any_model_comes_back_bit_for_bit(model):
+    data = to_bytes(model)
+    assert_same(model, from_bytes(data))
+    assert_same(model, stranger_read(data))
+    assert to_bytes(from_bytes(data)) == data
+    for name, array in model.state_dict().items():
+        assert_same(array, from_bytes(data)[name].array())
+    rows = tensor_bytes(model)
+    assert sum(row["bytes"] for row in rows) == len(data)
+    assert [row["name"] for row in rows[:-1]] == [tensor.name for tensor in model.tensors]
+
+
 def codes_with(gap, rows, columns, by_column):
     """A matrix whose walk has an entry, ``gap`` zeros, an entry."""
     walk = np.zeros(rows * columns, dtype=int)
@@ -139,6 +210,17 @@ def test_edge_cases_come_back(name):
         assert_same(net, from_bytes(data))
         assert_same(net, stranger_read(data))
         assert (from_bytes(data).layers[0].dense() == net.layers[0].dense()).all()
+    # The same as a kernel of three dimensions, and with the codes as fixed-point weights.
+    shape = (len(codes), 1, codes.shape[1])
+    codebook = np.linspace(0, 1, 16)
+    model = CompressedModel([
+        CompressedTensor("shared", shape, CompressedMatrix.from_codes(codes, codebook)),
+        CompressedTensor("fixed", shape, FixedMatrix.from_raw(codes.astype(int) * -3, 12, 9)),
+        DenseTensor("dense", codes)])
+    data = to_bytes(model)
+    assert_same(model, from_bytes(data))
+    assert_same(model, stranger_read(data))
+    assert (model["fixed"].array() == np.reshape(codes, shape) * -3 / 512).all()
 
 
 @pytest.mark.parametrize("code_bits", range(1, 9))
@@ -201,12 +283,52 @@ def test_size_of_a_random_matrix_is_within_two_per_cent_of_its_entropy():
 def test_walk_and_links_are_chosen_by_size():
     runs = np.repeat(rng.integers(1, 16, (64, 4)), 16, axis=1)
     runs[:, rng.random(64) < 0.3] = 0
-    by_row, by_column = (ese_file.code_layer(layer(codes)) for codes in (runs, runs.T))
+    by_row, by_column = (ese_file.code_matrix(layer(codes)) for codes in (runs, runs.T))
     assert (by_row.by_column, by_column.by_column) == (False, True)
     assert by_row.linked
     assert by_column.linked
-    random = ese_file.code_layer(layer(rng.integers(0, 16, (64, 64))))
+    random = ese_file.code_matrix(layer(rng.integers(0, 16, (64, 64))))
     assert not random.linked
+
+
+def test_shared_biases_take_a_few_bits_and_others_what_they_took():
+    bias = rng.normal(size=300).astype(np.float32)
+    few = np.sort(bias[:15])[rng.integers(0, 15, 300)]
+    codes = np.eye(300, 20, dtype=int)
+    plain, different, same = (len(to_bytes(network(layer(codes, bias=b))))
+                              for b in (None, bias, few))
+    assert 3 * 300 < different - plain < 4 * 300
+    assert same - plain < 4 * 15 + 300 / 2 + 20
+
+
+def test_a_repeated_tensor_is_stored_once():
+    values = rng.normal(size=(100, 20)).astype(np.float32)
+    once = CompressedModel([DenseTensor("a", values)])
+    twice = CompressedModel([DenseTensor("a", values), DenseTensor("b", values)])
+    assert len(to_bytes(twice)) - len(to_bytes(once)) == 5
+    assert [row["bytes"] for row in tensor_bytes(twice)][1] == 0
+    again = from_bytes(to_bytes(twice))
+    again["a"].values[0, 0] = 7
+    assert again["b"].values[0, 0] == values[0, 0]
+
+
+def test_planes_of_bytes_that_say_nothing_take_nothing():
+    half = rng.normal(size=5000).astype(np.float16).astype(np.float32)
+    whole = rng.normal(size=5000).astype(np.float32)
+    sizes = [ese_file.code_array(array).bytes for array in (half, whole)]
+    assert sizes[0] < 2.2 * 5000
+    assert 3 * 5000 < sizes[1] < 4 * 5000
+
+
+def test_fixed_point_weights_are_within_three_per_cent_of_their_entropy():
+    draw = np.random.default_rng(5)
+    raw = np.rint(draw.normal(scale=200, size=(300, 300))).astype(int)
+    raw *= draw.random((300, 300)) < 0.2
+    matrix = FixedMatrix.from_raw(raw, 12, 10)
+    p = matrix.density
+    entropy = raw.size * -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    entropy += matrix.nnz * np.log2(200 * np.sqrt(2 * np.pi * np.e))
+    assert entropy < ese_file.code_matrix(matrix).bits * 1.005 < 1.03 * entropy
 
 
 def test_rows_of_tensor_bytes_add_up_to_the_file():
@@ -237,15 +359,30 @@ def test_three_million_weights_take_seconds():
 # -- damage ---------------------------------------------------------------------------------------
 
 
-def test_every_truncation_is_noticed():
-    data = to_bytes(example())
+def model_example():
+    """A model with a record of every kind."""
+    rng = np.random.default_rng(8)
+    kernel = np.where(rng.random((3, 8)) < 0.4, rng.integers(1, 4, (3, 8)), 0)
+    return CompressedModel([
+        CompressedTensor("k", (3, 2, 2, 2), CompressedMatrix.from_codes(kernel, [0, 1, -2, 3])),
+        CompressedTensor("f", (3, 8), FixedMatrix.from_raw(kernel * 5 - 5, 6, 3)),
+        DenseTensor("running_mean", rng.normal(size=4).astype(np.float32)),
+        DenseTensor("batches", np.int64(70_000)),
+        DenseTensor("mask", rng.random(9) < 0.5),
+        DenseTensor("tied", np.int64(70_000))])
+
+
+@pytest.mark.parametrize("make", [example, model_example])
+def test_every_truncation_is_noticed(make):
+    data = to_bytes(make())
     for length in range(len(data)):
         with pytest.raises(EseFileError, match=r"^net\.ese: is (truncated|not an \.ese file)"):
             from_bytes(data[:length], "net.ese")
 
 
-def test_every_flipped_bit_is_noticed():
-    data = to_bytes(example())
+@pytest.mark.parametrize("make", [example, model_example])
+def test_every_flipped_bit_is_noticed(make):
+    data = to_bytes(make())
     for bit in range(8 * len(data)):
         damaged = bytearray(data)
         damaged[bit >> 3] ^= 1 << (bit & 7)
@@ -290,7 +427,7 @@ def test_an_unknown_kind_of_layer_is_named():
 @settings(deadline=None, max_examples=600)
 @given(st.data())
 def test_malformed_contents_with_a_right_checksum_are_refused_or_read(data):
-    good = bytearray(to_bytes(example()))
+    good = bytearray(to_bytes(data.draw(st.sampled_from([example, model_example]))()))
     for _ in range(data.draw(st.integers(1, 4))):
         position = data.draw(st.integers(9, len(good) - 5))
         if data.draw(st.booleans()):
@@ -488,6 +625,9 @@ class Bits:
         return symbols
 
 
+DOCUMENTED_TYPES = ["f4", "f8", "f2", "?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"]
+
+
 def stranger_read(data):
     """A reader that shares nothing with the package's but the documentation."""
     pos = 9
@@ -510,24 +650,28 @@ def stranger_read(data):
         value = varint()
         return -(value + 1) // 2 if value % 2 else value // 2
 
-    assert data[:5] == b"OESE\1"
-    assert struct.unpack("<I", data[5:9])[0] == len(data)
-    assert struct.unpack("<I", data[-4:])[0] == zlib.crc32(data[:-4])
-    act_bits, in_frac = varint(), signed()
-    meta = json.loads(take(varint()) or "{}")
-    layers = []
-    for _ in range(varint()):
-        assert take(1)[0] == 0
-        name = take(varint()).decode()
-        size = varint()
-        end = pos + size
-        flags, width = take(2)
-        k = (flags >> 5) + 1
-        columns, rows, nnz, out_frac = varint(), varint(), varint(), signed()
-        codebook = [-0.0 if flags & 4 else 0.0,
-                    *struct.unpack(f"<{2**k - 1}f", take(4 * (2**k - 1)))]
-        low = take(3 * rows) if flags & 2 else b""
-        bits = Bits(take(end - pos))
+    def codebook(flags):
+        size = 2**((flags >> 5) + 1) - 1
+        return [-0.0 if flags & 4 else 0.0, *struct.unpack(f"<{size}f", take(4 * size))]
+
+    def array_head(count, size, usual=None):
+        form = 0 if usual is not None else take(1)[0]
+        if form == 1:
+            return None, [take(size) for _ in range(varint())]
+        planes = take(1)[0] if usual is None else usual
+        stored = [i for i in range(size) if not planes >> i & 1]
+        return planes, [dict(zip(stored, take(len(stored)), strict=True)) for _ in range(count)]
+
+    def array(bits, size, planes, parts):
+        if planes is None:
+            return b"".join(parts[number] for number in bits.stream())
+        for plane in range(size):
+            if planes >> plane & 1:
+                for part, byte in zip(parts, bits.stream(), strict=True):
+                    part[plane] = byte
+        return bytes(part[i] for part in parts for i in range(size))
+
+    def walked(bits, width):
         where, position = [], 0
         for symbol in bits.stream():
             if symbol == 2**width:
@@ -535,21 +679,82 @@ def stranger_read(data):
             else:
                 where.append(position + symbol)
                 position = where[-1] + 1
+        return where
+
+    def linked_codes(bits, flags, where):
+        k = (flags >> 5) + 1
         tables = [bits.stream() for _ in range(1 + 2**min(k, 4) if flags & 16 else 1)]
-        codes, last = np.zeros(rows * columns, dtype=np.uint8), None
-        for position in where:
-            linked = flags & 16 and last is not None and position == last + 1
-            number = 1 + (int(codes[last]) >> max(0, k - 4)) if linked else 0
-            codes[position] = tables[number].pop(0)
-            last = position
-        assert len(where) == nnz
-        bias = None
-        if flags & 2:
-            bias = [struct.unpack("<f", low[3 * i:3 * i + 3] + bytes([high]))[0]
-                    for i, high in enumerate(bits.stream())]
+        codes = []
+        for i, position in enumerate(where):
+            linked = flags & 16 and i and position == where[i - 1] + 1
+            codes.append(tables[1 + (codes[-1] >> max(0, k - 4)) if linked else 0].pop(0))
+        return codes
+
+    def matrix(rows, columns, flags, where, entries):
+        walk = np.zeros(rows * columns, dtype=int)
+        walk[where] = entries
+        return walk.reshape(columns, rows).T if flags & 8 else walk.reshape(rows, columns)
+
+    def rest():
+        return Bits(take(end - pos))
+
+    assert data[:5] == b"OESE\1"
+    assert struct.unpack("<I", data[5:9])[0] == len(data)
+    assert struct.unpack("<I", data[-4:])[0] == zlib.crc32(data[:-4])
+    act_bits, in_frac = varint(), signed()
+    meta = json.loads(take(varint()) or "{}")
+    items, bits = [], None
+    for _ in range(varint()):
+        kind, name = take(1)[0], take(varint()).decode()
+        end = varint() + pos
+        if kind == 4:
+            items.append(dataclasses.replace(items[varint()], name=name))
+            assert pos == end
+            continue
+        if kind == 3:
+            dtype = np.dtype(DOCUMENTED_TYPES[take(1)[0]])
+            shape = [varint() for _ in range(take(1)[0])]
+            head = array_head(math.prod(shape), dtype.itemsize)
+            bits = rest()
+            values = np.frombuffer(array(bits, dtype.itemsize, *head), dtype=dtype)
+            items.append(DenseTensor(name, values.reshape(shape)))
+        else:
+            flags, width = take(2)
+            if kind == 0:
+                columns, rows, nnz, out_frac = varint(), varint(), varint(), signed()
+            else:
+                shape = [varint() for _ in range(take(1)[0])]
+                rows, columns, nnz = shape[0], math.prod(shape[1:]), varint()
+            if kind == 2:
+                weight_bits, low_bits = take(2)
+                frac = signed()
+            else:
+                values = codebook(flags)
+            if kind == 0 and flags & 2:
+                head = array_head(rows, 4, None if width & 16 else 8)
+            bits = rest()
+            where = walked(bits, width & 15)
+            assert len(where) == nnz
+            if kind == 2:
+                high = bits.stream()
+                raw = [(h << low_bits) + bits.read(low_bits) - 2**(weight_bits - 1) for h in high]
+                items.append(CompressedTensor(name, shape, FixedMatrix.from_raw(
+                    matrix(rows, columns, flags, where, raw), weight_bits, frac)))
+            else:
+                codes = matrix(rows, columns, flags, where, linked_codes(bits, flags, where))
+                if kind == 1:
+                    items.append(CompressedTensor(name, shape,
+                                                  CompressedMatrix.from_codes(codes, values)))
+                else:
+                    bias = array(bits, 4, *head) if flags & 2 else None
+                    if bias is not None:
+                        bias = np.frombuffer(bias, "<f4").copy()
+                    items.append(layer(codes, values, bias, name, bool(flags & 1), out_frac))
+        assert pos == end
         assert len(bits.bits) < 8
         assert not any(bits.bits)
-        matrix = codes.reshape(columns, rows).T if flags & 8 else codes.reshape(rows, columns)
-        layers.append(layer(matrix, codebook, bias, name, bool(flags & 1), out_frac))
     assert pos == len(data) - 4
-    return CompressedNetwork(layers, in_frac, act_bits, meta)
+    if isinstance(items[0], CompressedLinear):
+        return CompressedNetwork(items, in_frac, act_bits, meta)
+    assert (act_bits, in_frac) == (0, 0)
+    return CompressedModel(items, meta)
