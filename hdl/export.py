@@ -6,6 +6,7 @@ smaller. All Yosys work of the project goes through `run_yosys`: one version, fr
 """
 
 import importlib.util
+import itertools
 import re
 import subprocess
 import sys
@@ -103,9 +104,12 @@ def to_rtlil(component: wiring.Component, name: str = "top", platform: object = 
 
 _MODULE = re.compile(r"^((?:attribute [^\n]*\n)*)module \\(\S+)\n(.*?)^end\n", re.M | re.S)
 _CELL = re.compile(r"^  cell (\S+) (\S+)\n((?:    [^\n]*\n)*)  end\n", re.M)
-_CONNECT = re.compile(r"^    connect \\(\S+) ", re.M)
+_CONNECT = re.compile(r"^    connect \\(\S+) ([^\n]*)$", re.M)
+_PORT = re.compile(
+    r"^(?:  attribute [^\n]*\n)*  wire width \d+ (?:input|output) [^\n]*\n\n?", re.M)
+_PORT_NUMBER = re.compile(r"^(  wire width \d+ (?:input|output)) \d+", re.M)
 _AUTO_PORT = re.compile(r"^  wire [^\n]* \\(port\$\d+\$\d+)$", re.M)
-_AUTO_NAME = re.compile(r"(?<=\\)port\$\d+\$\d+(?=\s)")
+_AUTO_NAME = re.compile(r"(?<=\\)port\$\d+\$\d+(?=\s|$)")
 _MEMORY = re.compile(r"^  memory width (\d+) size (\d+) \\(\S+)$", re.M)
 _MEMINIT = re.compile(
     r'^  cell \$meminit_v2 \S+\n    parameter \\MEMID "\\\\(?P<memory>\S+)"\n(?:    [^\n]*\n)*?'
@@ -119,21 +123,27 @@ def _instances(body: str, modules: Mapping[str, object]) -> list[str]:
     return [kind for kind in kinds if kind in modules]
 
 
-def _canonical_ports(body: str) -> dict[str, str]:
-    """New names for ports that Amaranth names after a cell number of the whole design."""
-    taken = set(re.findall(r"\\(port_\d+)(?=\s)", body))
-    free = (name for k in range(1 << 30) if (name := f"port_{k}") not in taken)
-    return {old: next(free) for old in _AUTO_PORT.findall(body)}
+def _canonical_ports(declarations: str, rest: str) -> dict[str, str]:
+    """New names, in the order of use, for ports that Amaranth names after a cell of the design."""
+    taken = set(re.findall(r"\\(port_\d+)(?=\s)", declarations + rest))
+    free = (name for k in itertools.count() if (name := f"port_{k}") not in taken)
+    ports = _AUTO_PORT.findall(declarations)
+    known = set(ports)
+    used = [name for name in _AUTO_NAME.findall(rest) if name in known]
+    return {old: next(free) for old in dict.fromkeys(used + ports)}
 
 
 def dedupe(rtlil_text: str, *, keep: Iterable[str] = ()) -> str:
     """Merge modules that are the same circuit; each is then emitted once and instantiated often.
 
-    Works from the leaves up. Two modules are the same if their texts are equal after renaming what
-    Amaranth numbers over the whole design: ports called ``port$12$0``, the types of instances that
-    were merged already, and print priorities (kept in order within a module). Contents of memories,
-    constants, attributes, signal names and instance names must be equal, so nothing observable
-    changes. The first of equal modules keeps its name.
+    Works from the leaves up. Two modules are the same if their texts are equal but for what depends
+    on the rest of the design: names of ports such as ``port$12$0``, the order of ports, the types
+    of instances that were merged already, and print priorities (kept in order within a module).
+    Contents of memories, constants, attributes, signal names and instance names must be equal, so
+    nothing observable changes. The first of equal modules keeps its name.
+
+    An input that is driven by a constant is no port but part of the module. Modules that are told
+    their number merge only if the number is no constant to Amaranth: ``Const(3, 4) | 0`` is none.
 
     Parameters
     ----------
@@ -164,7 +174,9 @@ def dedupe(rtlil_text: str, *, keep: Iterable[str] = ()) -> str:
         attributes, body = modules[name]
         for kind in _instances(body, modules):
             visit(kind)
-        names = _canonical_ports(body)
+        declarations = _PORT.findall(body)
+        body = _PORT.sub("", body)
+        names = _canonical_ports("".join(declarations), body)
         parts, end, prints = [], 0, 0
 
         def renamed(text: str) -> str:
@@ -179,31 +191,28 @@ def dedupe(rtlil_text: str, *, keep: Iterable[str] = ()) -> str:
             elif kind[0] == "\\" and kind[1:] in merged:
                 target, ports = merged[kind[1:]]
                 # The left side of a connection is a port of the instance, the right side is ours.
-                lines = [f"  cell \\{target} {cell[2]}\n"]
-                for line in cell[3].splitlines(keepends=True):
-                    port = _CONNECT.match(line)
-                    if port:
-                        left = f"    connect \\{ports.get(port[1], port[1])} "
-                        lines.append(left + renamed(line[port.end():]))
-                    else:
-                        lines.append(line)
-                text = "".join((*lines, "  end\n"))
+                lines = sorted(
+                    f"    connect \\{ports.get(line[1], line[1])} {renamed(line[2])}\n"
+                    for line in _CONNECT.finditer(cell[3]))
+                text = "".join((f"  cell \\{target} {cell[2]}\n", *lines, "  end\n"))
             else:
                 continue
             parts += [renamed(body[end:cell.start()]), text]
             end = cell.end()
-        parts.append(renamed(body[end:]))
-        body = "".join(parts)
+        body = "".join((*parts, renamed(body[end:])))
+        declarations = [renamed(port) for port in declarations]
+        unordered = sorted(_PORT_NUMBER.sub(r"\1", port) for port in declarations)
 
         hits = {p for p in patterns
                 if fnmatchcase(name, p) or fnmatchcase(name.rsplit(".", 1)[-1], p)}
         used.update(hits)
         if hits:
             attributes += "attribute \\keep_hierarchy 1\n"
-        target = representative.setdefault(attributes + body, name)
+        target = representative.setdefault("".join((attributes, *unordered, body)), name)
         merged[name] = target, names
         if target == name:
-            output[name] = f"{attributes}module \\{name}\n{body}end\n\n"
+            output[name] = "".join((attributes, f"module \\{name}\n", *declarations, body,
+                                    "end\n\n"))
 
     for name in modules:
         visit(name)

@@ -28,6 +28,7 @@ ACCEPTED = {
     "PROCASSINIT": "registers have an initial value and are assigned in a process: power-on state",
     "UNUSEDSIGNAL": "Amaranth names every field of a struct, used or not",
     "WIDTHEXPAND": "operands of different widths are extended by the rules of the language",
+    "WIDTHTRUNC": "a comparison with 0 is written as the logical negation of a vector",
 }
 
 _DEFINES = ["-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0", "-DVM_TRACE=0",
