@@ -85,6 +85,49 @@ def test_no_centroid_is_wasted_on_a_gap():
     assert (np.abs(centroids) >= 0.9).all()
 
 
+def least_cost(values, k):
+    """Squared error of the best clusters: the textbook recursion over where the last one begins."""
+    values = np.sort(values)
+    sums, squares = (np.concatenate(([0.0], np.cumsum(v))) for v in (values, values**2))
+    best = np.concatenate(([0.0], np.full(len(values), np.inf)))
+    for _ in range(k):
+        longer = best.copy()
+        for end in range(1, len(values) + 1):
+            first = np.arange(end)
+            inside = squares[end] - squares[:end] - (sums[end] - sums[:end])**2 / (end - first)
+            longer[end] = min(best[end], (best[:end] + inside).min())
+        best = longer
+    return best[-1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(values=hnp.arrays(np.float64, st.integers(1, 30), elements=st.integers(-50, 50)),
+       k=st.integers(1, 8))
+def test_optimal_clusters_are_optimal(values, k):
+    assert cost(values, kmeans(values, k, init="optimal")) == pytest.approx(
+        least_cost(values, k), abs=1e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6])
+def test_optimal_is_never_worse_than_the_iterations(bits):
+    """Pruned weights are two tails; squared error within the clusters, in the order of INITS."""
+    values = np.random.default_rng(5).normal(size=20_000)
+    values = values[np.abs(values) > 1.6]
+    *lloyd, optimal = (cost(values, kmeans(values, (1 << bits) - 1, init=init))
+                       for init in INITS)
+    assert optimal <= min(lloyd) * (1 + 1e-9)
+    assert optimal < max(lloyd) * 0.99
+
+
+def test_optimal_clusters_of_too_many_values_start_from_a_sample(monkeypatch):
+    values = np.random.default_rng(6).normal(size=5000)
+    exact = cost(values, kmeans(values, 15, init="optimal"))
+    monkeypatch.setattr("openese.model.share.EXACT", 15 * 500)
+    centroids = kmeans(values, 15, init="optimal")
+    assert len(centroids) == 15
+    assert exact < cost(values, centroids) < exact * 1.01
+
+
 @settings(deadline=None, max_examples=60)
 @given(values=hnp.arrays(np.float32, st.integers(1, 60),
                          elements=st.floats(-8, 8, width=32)),
@@ -321,6 +364,174 @@ def test_matrices_of_a_recurrent_layer_by_path():
     optimizer.step()
     assert len(torch.unique(rnn.weight_hh_l0)) == 3
     assert (shared.codebook("weight_hh_l0") != before).any()
+
+
+RECURRENT = {
+    "rnn": lambda: nn.RNN(3, 4, num_layers=2, nonlinearity="relu"),
+    "gru": lambda: nn.GRU(3, 4, bidirectional=True),
+    "lstm": lambda: nn.LSTM(3, 4, num_layers=2, proj_size=2),
+}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("layer", RECURRENT)
+def test_recurrent_gradients_equal_finite_differences(layer):
+    """A weight acts at every step of a sequence; its centroid's slope is that of all of them."""
+    torch.manual_seed(1)
+    rnn = RECURRENT[layer]().double()
+    x = torch.randn(6, 2, 3, dtype=torch.float64)
+    Masks.by_density(rnn, 0.6).apply()
+    shared = SharedWeights(rnn, 2)
+
+    def loss():
+        return (rnn(x)[0] - 0.5).square().sum()
+
+    loss().backward()
+    shared.gather()
+    assert set(shared.names) == {n for n, _ in rnn.named_parameters() if "weight" in n}
+    for name in shared.names:
+        centroids = shared.centroids(name)
+        slopes = []
+        for code in range(len(centroids)):
+            losses = []
+            for value in (centroids[code].item() + 1e-6, centroids[code].item() - 1e-6):
+                kept = centroids[code].item()
+                with torch.no_grad():
+                    centroids[code] = value
+                shared.apply()
+                losses.append(loss().item())
+                with torch.no_grad():
+                    centroids[code] = kept
+            shared.apply()
+            slopes.append((losses[0] - losses[1]) / 2e-6)
+        np.testing.assert_allclose(centroids.grad.numpy(), slopes, rtol=1e-4, atol=1e-6)
+
+
+def test_sharing_a_convolution():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+    Masks.by_density(model, 0.5).apply()
+    shared = SharedWeights(model, {"0": 2, "2": 3})
+    optimizer = torch.optim.Adam(shared.parameters(), lr=0.01)
+    shared.hold(optimizer)
+    before = shared.codebook("0.weight")
+    model(torch.randn(5, 2, 4, 4)).square().mean().backward()
+    optimizer.step()
+    assert shared.codes("0.weight").shape == (4, 2, 3, 3)
+    assert (shared.codebook("0.weight") != before).any()
+    assert int((model[0].weight != 0).sum()) == 36
+
+
+@pytest.mark.parametrize("make", [
+    lambda p: torch.optim.LBFGS(p, lr=0.5, max_iter=3),
+    lambda p: torch.optim.LBFGS(p, max_iter=3, line_search_fn="strong_wolfe"),
+    lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+])
+def test_optimizers_that_call_a_closure(make):
+    """They see the centroids they try, and the gradients that belong to them."""
+    model = make_model()
+    shared = SharedWeights(model, 3)
+    optimizer = make(shared.parameters())
+    shared.hold(optimizer)
+    codes = shared.codes("0.weight")
+    first = loss_of(model).item()
+
+    def closure():
+        assert np.array_equal(model[0].weight.detach().numpy(), shared.codebook("0.weight")[codes])
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        return loss
+
+    for _ in range(5):
+        optimizer.step(closure)
+        assert np.array_equal(model[0].weight.detach().numpy(), shared.codebook("0.weight")[codes])
+    assert loss_of(model).item() < first
+
+
+def test_a_step_with_a_closure_equals_one_without():
+    models = []
+    for by_closure in (False, True):
+        model = make_model()
+        shared = SharedWeights(model, 3)
+        optimizer = torch.optim.SGD(shared.parameters(), lr=0.1, momentum=0.9)
+        shared.hold(optimizer)
+
+        def closure(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = loss_of(model)
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            if by_closure:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+        models.append(model)
+    assert torch.equal(models[0][0].weight, models[1][0].weight)
+
+
+@pytest.mark.parametrize("clear", [
+    lambda model, optimizer: model.zero_grad(),
+    lambda model, optimizer: optimizer.zero_grad(),
+    lambda model, optimizer: optimizer.zero_grad(set_to_none=False),
+])
+def test_however_the_gradients_are_cleared(clear):
+    model = make_model()
+    shared = SharedWeights(model, 3)
+    optimizer = torch.optim.SGD(shared.parameters(), lr=0.1)
+    shared.hold(optimizer)
+    for seed in range(3):
+        clear(model, optimizer)
+        loss_of(model, seed).backward()
+        gradient = shared.centroids("0.weight").grad.clone()
+        optimizer.step()
+    again = make_model()
+    reference = SharedWeights(again, 3)
+    with torch.no_grad():
+        for name in shared.names:
+            reference.centroids(name).copy_(shared.centroids(name)
+                                            + 0.1 * shared.centroids(name).grad)
+        for ours, theirs in zip((again[0].bias, again[2].bias), (model[0].bias, model[2].bias),
+                                strict=True):
+            ours.copy_(theirs + 0.1 * theirs.grad)
+    reference.apply()
+    loss_of(again, 2).backward()
+    reference.gather()
+    torch.testing.assert_close(reference.centroids("0.weight").grad, gradient)
+
+
+def test_a_gradient_scaler_and_clipping_see_the_centroids():
+    models = []
+    for scaled in (False, True):
+        model = make_model()
+        shared = SharedWeights(model, 3)
+        optimizer = torch.optim.SGD(shared.parameters(), lr=0.1)
+        shared.hold(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+        for seed in range(3):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, seed)).backward()
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(shared.parameters(), 0.05)
+            assert norm > 0.05
+            scaler.step(optimizer)
+            scaler.update()
+        models.append(model)
+    torch.testing.assert_close(models[0][0].weight, models[1][0].weight)
+
+
+def test_half_precision_sums_in_float32():
+    """A thousand gradients of 1: in bfloat16 the sum would stop at 256."""
+    model = nn.Linear(1000, 1, bias=False).to(torch.bfloat16)
+    with torch.no_grad():
+        model.weight.fill_(0.5)
+    shared = SharedWeights(model, 1)
+    model(torch.ones(1, 1000, dtype=torch.bfloat16)).sum().backward()
+    shared.gather()
+    assert shared.centroids("weight").grad.item() == 1000
 
 
 def test_hold_can_be_removed():
