@@ -13,12 +13,16 @@ from .sequencer import program_load_layout
 
 __all__ = ["HostInterface"]
 
+#: A target number that LOAD does not know.
+NO_TARGET = 15
+
 
 class HostInterface(wiring.Component):
     """Executes the host's commands in order (``docs/program.md``).
 
     A load stops the engine as STOP does and waits until it is idle; every item of up to 32 bits
-    takes one cycle. An unknown command sets the error flag and is otherwise ignored.
+    takes one cycle. An unknown command, target, register or PE sets the error
+    flag; its items are dropped.
 
     Parameters
     ----------
@@ -122,6 +126,9 @@ class HostInterface(wiring.Component):
                         # Stops as STOP does; else a load sent to a running engine would keep
                         # every later command waiting for ever.
                         m.d.sync += self.run.eq(0)
+                        with m.If(header.pe >= config.n_pes):
+                            # No such PE; cut to its width the number would name another one.
+                            m.d.sync += target.eq(NO_TARGET)
                         m.next = "ADDRESS"
                     with m.Case(HostOp.START):
                         m.d.sync += self.run.eq(1)

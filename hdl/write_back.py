@@ -52,17 +52,13 @@ class WriteBack(wiring.Component):
     TypeError
         ``config`` is no `EngineConfig`.
     ValueError
-        More words than the memory holds, or a word that is not an unsigned integer of its width;
-        ``acc_bits`` not larger than ``shift_base``.
+        More words than the memory holds, or a word that is not an unsigned integer of its width.
     """
 
     LATENCY = WRITE_BACK_LATENCY
 
     def __init__(self, config: EngineConfig, init=()):
         self._config = checked_config(config)
-        if config.acc_bits <= config.shift_base:
-            raise ValueError(f"acc_bits must be larger than shift_base ({config.shift_base}), "
-                             f"not {config.acc_bits}: nothing would be left of an accumulator")
         self.biases = memory.MemoryData(
             shape=config.bias_bits, depth=config.bias_depth,
             init=checked_contents("bias", init, config.bias_depth, config.bias_bits))

@@ -111,6 +111,9 @@ class EngineConfig:
             raise ValueError(
                 f"entry_bits must be larger than code_bits ({self.code_bits}) to leave an index, "
                 f"not {self.entry_bits!r}")
+        if self.shift_base >= self.acc_bits:
+            raise ValueError(f"shift_base must be less than acc_bits ({self.acc_bits}) to leave "
+                             f"something of an accumulator, not {self.shift_base!r}")
         if self.n_pes % self.input_lanes:
             raise ValueError(
                 f"input_lanes must divide n_pes ({self.n_pes}), not {self.input_lanes!r}")

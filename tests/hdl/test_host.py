@@ -234,6 +234,11 @@ def test_wrong_words_set_the_error_flag_and_the_stream_goes_on():
         assert seen.loads == [(Kind.LOAD_BIAS, 1, 0, 9)], target
         assert seen.programs == []
         assert seen.last == (0, 0, 0, 0)
+    for number in (SMALL.n_pes, SMALL.n_pes + 1, 1 << 15):
+        wrong = host.load(Target.SPMAT, [7, 8], SMALL.spmat_word_bits, pe=number)
+        seen = Host(concat(wrong, good, host.read(Register.ERRORS)))
+        assert seen.answers == [1], number
+        assert seen.loads == [(Kind.LOAD_BIAS, 1, 0, 9)], number
     for number in set(range(16)) - set(Register):
         seen = Host(concat(command(HostOp.READ, number), good, host.read(Register.ERRORS)))
         assert seen.answers == [0, 1], number

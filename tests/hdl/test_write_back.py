@@ -227,6 +227,3 @@ def test_constructor_errors():
     with pytest.raises(ValueError, match=r"^bias word 0 must be an integer from 0 to 262143 "
                                          r"\(18 bits\), not 262144$"):
         WriteBack(SMALL, init=[1 << 18])
-    with pytest.raises(ValueError, match=r"^acc_bits must be larger than shift_base \(16\), "
-                                         r"not 16: nothing would be left of an accumulator$"):
-        WriteBack(SMALL.with_(acc_bits=16, shift_base=16))

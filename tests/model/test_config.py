@@ -112,3 +112,9 @@ def test_presets():
     assert PRESETS["ulx3s-85f"].spmat_word_bits == 9
     assert PRESETS["eie-64"].n_pes == 64
     assert len({config.signature for config in PRESETS.values()}) == len(PRESETS)
+
+
+def test_shift_leaves_something_of_an_accumulator():
+    with pytest.raises(ValueError, match=r"^shift_base must be less than acc_bits \(16\) to "
+                                         r"leave something of an accumulator, not 16$"):
+        EngineConfig(n_pes=1, acc_bits=16, shift_base=16)
