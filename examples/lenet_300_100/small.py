@@ -18,7 +18,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lenets import adamw, dense_lenet_5, lessons, load_digits, options, prune, share
 
-from openese.model.compress import compress
+from openese.model.compress import compress, load_into
 from openese.model.config import PRESETS
 from openese.model.ese_file import load, save, tensor_bytes
 from openese.model.quantise import quantise
@@ -97,12 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     # From here on only the file counts.
     network = load(choice.output)
     decoded = student()
-    with torch.no_grad():
-        for layer in network.layers:
-            module = decoded.get_submodule(layer.name)
-            module.weight.copy_(torch.from_numpy(layer.dense()))
-            if layer.bias is not None:
-                module.bias.copy_(torch.from_numpy(layer.bias))
+    load_into(decoded, network)
     same = all(torch.equal(a, b) for a, b in zip(model.parameters(), decoded.parameters(),
                                                  strict=True))
     error = error_percent(decoded, *digits["test"])

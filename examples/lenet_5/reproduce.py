@@ -10,43 +10,21 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lenets import dense_lenet_5, lenet_5, lessons, load_digits, options, prune, share
 
+from openese.model.compress import compress_weights, layer_biases, load_into, share_biases
 from openese.model.ese_file import load, save, tensor_bytes
-from openese.model.matrix import CompressedMatrix
 from openese.model.report import format_report, network_report
-from openese.model.share import SharedWeights
-from openese.model.state import CompressedModel, CompressedTensor, DenseTensor
 from openese.model.train import error_percent
 
 # Of the network with all its biases, as the paper counts it.
 FLOAT_BYTES = 4 * 431_080
 BATCH_SIZE = 128
 ROUNDS = 6
+BIAS_BITS = 3
 LAYERS = ("conv1", "conv2", "ip1", "ip2")
-
-
-def without_hidden_bias(model: nn.Sequential) -> nn.Sequential:
-    """LeNet-5 whose 500 hidden units have lost their biases."""
-    model.ip1.register_parameter("bias", None)
-    model.drop1.p = model.drop2.p = 0.0
-    return model
-
-
-def compressed(model: nn.Module, shared: SharedWeights) -> CompressedModel:
-    """Shared weights as codes, the few biases as they are."""
-    tensors = []
-    for name, values in model.state_dict().items():
-        if name in shared.names:
-            matrix = CompressedMatrix.from_codes(
-                shared.codes(name).reshape(len(values), -1), shared.codebook(name))
-            tensors.append(CompressedTensor(name, tuple(values.shape), matrix))
-        else:
-            tensors.append(DenseTensor(name, values.numpy()))
-    return CompressedModel(tensors)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -79,22 +57,26 @@ def main(arguments: list[str] | None = None) -> int:
     lesson = lessons(model, digits["train"], choice.copies)
     prune_epochs, retrain_epochs, centroid_epochs = choice.epochs
     seed = 100 * choice.seed
-    without_hidden_bias(model)
+    model.drop1.p = model.drop2.p = 0.0
     masks = prune(model, lesson, dict(zip(LAYERS, choice.density, strict=True)),
                   rounds=ROUNDS, epochs=prune_epochs, retrain_epochs=retrain_epochs,
                   batch_size=BATCH_SIZE, weight_decay=0.02, seed=seed)
     table = masks.table()
     measure("pruned")
-    shared = share(model, lesson, choice.code_bits, epochs=centroid_epochs,
-                   batch_size=BATCH_SIZE, seed=seed + 50)
+    # Biases are shared first and stay as they are while the centroids of the weights learn.
+    share_biases(model, BIAS_BITS)
+    for bias in layer_biases(model).values():
+        bias.requires_grad_(False)
+    share(model, lesson, choice.code_bits, epochs=centroid_epochs, batch_size=BATCH_SIZE,
+          seed=seed + 50)
     measure("shared")
 
-    size = save(choice.output, compressed(model, shared))
+    size = save(choice.output, compress_weights(model, code_bits=choice.code_bits,
+                                                bias_bits=BIAS_BITS))
     # From here on only the file counts.
     state = load(choice.output)
-    decoded = without_hidden_bias(lenet_5())
-    decoded.load_state_dict({name: torch.from_numpy(values)
-                             for name, values in state.state_dict().items()})
+    decoded = lenet_5()
+    load_into(decoded, state)
     same = all(torch.equal(a, b) for a, b in zip(model.parameters(), decoded.parameters(),
                                                  strict=True))
     error = error_percent(decoded, *digits["test"])
