@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """The top of a board: clock, reset, serial link and engine."""
 
 from amaranth import *

