@@ -24,6 +24,7 @@ __all__ = ["ACCEPTED", "VerilatorDriver", "VerilatorError", "VerilogSimulation",
 
 #: Warnings that generated Verilog may cause, and why each is harmless.
 ACCEPTED = {
+    "CASEOVERLAP": "the first of several matches wins: a priority, as Yosys writes it",
     "DECLFILENAME": "all modules of a design are in one file",
     "PROCASSINIT": "registers have an initial value and are assigned in a process: power-on state",
     "UNUSEDSIGNAL": "Amaranth names every field of a struct, used or not",

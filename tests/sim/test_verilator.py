@@ -22,7 +22,7 @@ def test_lint(make):
 
 
 @pytest.mark.parametrize(("statement", "warning"), [
-    ("always @(posedge i[0]) r <= i; always @(posedge i[1]) r <= 0;", "MULTIDRIVEN"),
+    ("always @* if (i[0]) r = i; assign o = r[3:0];", "LATCH"),
     ("", "UNDRIVEN"), ("assign o = ;", "syntax error"),
 ])
 def test_lint_finds_faults(statement, warning):
