@@ -7,17 +7,20 @@ from importlib import import_module
 from typing import Any
 
 __all__ = [
-    "PRESETS", "CompressedNetwork", "Engine", "EngineConfig", "compress", "load", "save",
-    "simulate",
+    "PRESETS", "CompressedModel", "CompressedNetwork", "Engine", "EngineConfig", "compress",
+    "compress_weights", "load", "load_into", "save", "simulate",
 ]
 
 _HOMES = {
     "PRESETS": "openese.model.config",
     "EngineConfig": "openese.model.config",
+    "CompressedModel": "openese.model.state",
     "CompressedNetwork": "openese.model.network",
     "Engine": "openese.hdl.engine",
     "compress": "openese.model.compress",
+    "compress_weights": "openese.model.compress",
     "load": "openese.model.ese_file",
+    "load_into": "openese.model.compress",
     "save": "openese.model.ese_file",
     "simulate": "openese.sim.simulate",
 }

@@ -44,21 +44,26 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--limit", type=int, metavar="N", help="number of digits")
 
     sub = command("compress", commands.compress,
-                  "Prune, share and calibrate a trained PyTorch model of Linear and ReLU layers.")
-    sub.add_argument("model", help="module:name or file.py:name of a torch.nn.Module or of a "
-                     "function that returns one; this imports your code")
-    sub.add_argument("-o", "--output", required=True, metavar="FILE.ese")
+                  "Compress a trained PyTorch model, or run a recipe from training to file.")
+    sub.add_argument("model", nargs="?", help="module:name or file.py:name of a torch.nn.Module or "
+                     "of a function that returns one; this imports your code")
+    sub.add_argument("--recipe", metavar="FILE.toml",
+                     help="model, data, stages and output in one file (docs/recipes.md)")
+    sub.add_argument("-o", "--output", metavar="FILE.ese")
     sub.add_argument("--weights", metavar="FILE",
                      help=".npz or .safetensors with the state_dict of the model")
-    sub.add_argument("--calibration", required=True, metavar="FILE.npz",
+    sub.add_argument("--calibration", metavar="FILE.npz",
                      help="inputs like those to come: array x, (n, ...)")
+    sub.add_argument("--weights-only", action="store_true",
+                     help="compress the weights of any module, for no engine; no calibration")
     group = sub.add_mutually_exclusive_group()
     group.add_argument("--density", type=float, help="share of weights to keep in every layer")
     group.add_argument("--quality", type=float,
                        help="prune below quality x standard deviation of the layer")
-    sub.add_argument("--code-bits", type=int, default=4, help="bits of a weight code (default 4)")
-    sub.add_argument("--init", default="linear", choices=["linear", "density", "random"],
-                     help="how k-means starts (default linear)")
+    sub.add_argument("--code-bits", type=int, help="bits of a weight code (default 4)")
+    sub.add_argument("--bias-bits", type=int, help="share biases too, with this many bits")
+    sub.add_argument("--init", choices=["linear", "density", "random", "optimal"],
+                     help="how k-means starts, or optimal clustering (default linear)")
 
     sub = command("inspect", commands.inspect,
                   "Print layers, densities, bits, true bytes, and which presets a model fits.")

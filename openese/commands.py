@@ -1,9 +1,6 @@
 """What the commands do. Each takes parsed options and returns a `Result`."""
 
-import importlib
-import importlib.util
 import sys
-
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,34 +49,89 @@ def demo(options: Namespace) -> Result:
 
 
 def compress(options: Namespace) -> Result:
-    """One call from a trained model to an `.ese` file."""
+    """From a trained model, or by a recipe, to an `.ese` file."""
     from openese.model.compress import compress as run
+    from openese.model.compress import compress_weights
     from openese.model.ese_file import save
     from openese.model.report import format_report, network_report
+    from openese.model.user_code import import_model, load_weights
 
+    if options.recipe:
+        return _compress_by_recipe(options)
+    missing = [text for text, value in (
+        ("a model", options.model), ("-o", options.output),
+        ("--calibration (or --weights-only)", options.calibration or options.weights_only))
+        if not value]
+    if missing:
+        raise ValueError(f"needs {' and '.join(missing)}, or a --recipe")
+    if options.weights_only and options.calibration:
+        raise ValueError("--weights-only makes no network for an engine and needs no --calibration")
     _check_folder(options.output)
-    x, _ = _read_inputs(Path(options.calibration), None)
-    model = _import_model(options.model)
+    model = import_model(options.model)
     if options.weights:
-        _load_weights(model, Path(options.weights))
-    network = run(model, calibration=x.astype(np.float32), density=options.density,
-                  quality=options.quality, code_bits=options.code_bits, init=options.init)
+        load_weights(model, Path(options.weights))
+    how = {"density": options.density, "quality": options.quality, "init": options.init or "linear",
+           "code_bits": 4 if options.code_bits is None else options.code_bits,
+           "bias_bits": options.bias_bits}
+    if options.weights_only:
+        network = compress_weights(model, **how)
+    else:
+        x, _ = _read_inputs(Path(options.calibration), None)
+        network = run(model, calibration=x.astype(np.float32), **how)
     save(options.output, network)
     report = network_report(network)
     return Result({"output": options.output, **report},
                   f"{format_report(report)}\n\nwritten: {options.output}")
 
 
+def _compress_by_recipe(options: Namespace) -> Result:
+    from openese.model.recipe import read_recipe, run_recipe
+
+    others = ("model", "weights", "calibration", "density", "quality", "code_bits", "bias_bits",
+              "init", "weights_only")
+    given = [name for name in others if getattr(options, name) not in (None, False)]
+    if given:
+        raise ValueError(f"--recipe says everything but -o; leave out "
+                         f"{', '.join(name.replace('_', '-') for name in given)}")
+    result = run_recipe(read_recipe(options.recipe), output=options.output)
+    return Result(result.data, result.text)
+
+
 def inspect(options: Namespace) -> Result:
     """The papers' table, and what fits where."""
-    from openese.model.compile import compile_network
-    from openese.model.config import PRESETS
     from openese.model.ese_file import load
-    from openese.model.quantise import ModelError, quantise
     from openese.model.report import format_report, network_report
+    from openese.model.state import CompressedModel
 
     network = load(options.model)
     report = network_report(network)
+    lines = [format_report(report), ""]
+    if isinstance(network, CompressedModel):
+        fits = []
+        lines.append("the state of a model: no engine runs it; openese.load_into puts it into its "
+                     "PyTorch module")
+    else:
+        fits = _preset_rows(network)
+        lines.append("engine presets:")
+    for row in fits:
+        lines.append(f"  {row['name']:<12}{row['pes']:>4} PEs  " + (
+            f"fits: {row['entries']:,} entries, {row['fillers']:,} of them fillers; fullest PE "
+            f"{row['fullest_pe']:,}, {row['balance']:.2f} x mean" if row["fits"]
+            else row["reason"]))
+    meta = {str(k): v for k, v in network.meta.items()}
+    if meta:
+        lines += ["", "about: " + ", ".join(f"{k} {v}" for k, v in meta.items())]
+    kind = "weights" if isinstance(network, CompressedModel) else "network"
+    return Result({"model": options.model, "kind": kind, "meta": meta, **report, "presets": fits},
+                  "\n".join(lines))
+
+
+def _preset_rows(network) -> list[dict]:
+    """What a network takes of every preset, or why it does not fit."""
+    from openese.model.compile import compile_network
+    from openese.model.config import PRESETS
+    from openese.model.quantise import ModelError, quantise
+
     fits = []
     for name, config in PRESETS.items():
         row = {"name": name, "pes": config.n_pes, "fits": True}
@@ -93,28 +145,17 @@ def inspect(options: Namespace) -> Result:
                     "fullest_pe": int(per_pe.max()),
                     "balance": float(per_pe.max() / per_pe.mean()) if image.entries else 1.0}
         fits.append(row)
-    lines = [format_report(report), "", "engine presets:"]
-    for row in fits:
-        lines.append(f"  {row['name']:<12}{row['pes']:>4} PEs  " + (
-            f"fits: {row['entries']:,} entries, {row['fillers']:,} of them fillers; fullest PE "
-            f"{row['fullest_pe']:,}, {row['balance']:.2f} x mean" if row["fits"]
-            else row["reason"]))
-    meta = {str(k): v for k, v in network.meta.items()}
-    if meta:
-        lines += ["", "about: " + ", ".join(f"{k} {v}" for k, v in meta.items())]
-    return Result({"model": options.model, "meta": meta, **report, "presets": fits},
-                  "\n".join(lines))
+    return fits
 
 
 def simulate(options: Namespace) -> Result:
     """RTL against the reference."""
-    from openese.model.ese_file import load
     from openese.model.mnist import load_mnist, scale_pixels
     from openese.sim.simulate import choose_backend
 
     if options.mnist_test == (options.inputs is not None):
         raise ValueError("give either INPUTS.npz or --mnist-test")
-    network = load(options.model)
+    network = _load_network(options.model)
     if options.mnist_test:
         images, y = load_mnist("test", options.mnist_root)
         limit = _checked_limit(options.limit)
@@ -130,11 +171,10 @@ def verilog(options: Namespace) -> Result:
     from openese.hdl.engine import Engine
     from openese.hdl.export import to_verilog
     from openese.model.compile import compile_network
-    from openese.model.ese_file import load
     from openese.model.quantise import quantise
 
     _check_folder(options.output)
-    network = load(options.model)
+    network = _load_network(options.model)
     config = _engine_config(network, options)
     image = compile_network(quantise(network, config), config)
     text = to_verilog(Engine(config, None if options.empty else image), name="openese")
@@ -150,11 +190,10 @@ def build(options: Namespace) -> Result:
     from openese.boards.build import find_board
     from openese.model.compile import compile_network, size_for
     from openese.model.config import PRESETS
-    from openese.model.ese_file import load
     from openese.model.quantise import quantise
 
     board = find_board(options.board)
-    network = load(options.model)
+    network = _load_network(options.model)
     config = PRESETS[board.preset]
     if options.pes is not None:
         config = size_for(network, options.pes, input_lanes=_lanes(options.pes))
@@ -247,6 +286,18 @@ class _Progress:
             self._bar.close()
 
 
+def _load_network(path: str):
+    """A network from a file, for the commands that need an engine."""
+    from openese.model.ese_file import load
+    from openese.model.state import CompressedModel
+
+    network = load(path)
+    if isinstance(network, CompressedModel):
+        raise ValueError(f"{path}: holds the compressed weights of a model, which no engine runs; "
+                         "this needs a network, as `openese compress --calibration` makes")
+    return network
+
+
 def _lanes(n_pes: int) -> int:
     """Input lanes that keep the input stream from being the bottleneck: 4 where they divide."""
     return next(lanes for lanes in (4, 3, 2, 1) if n_pes % lanes == 0)
@@ -313,52 +364,3 @@ def _write_whole(path: Path, data: bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _import_model(spec: str):
-    """A model from ``module:name`` or ``file.py:name``."""
-    import torch
-
-    place, colon, name = spec.rpartition(":")
-    if not colon or not name.isidentifier():
-        raise ValueError(f"{spec}: name the model as module:name or file.py:name")
-    if place.endswith(".py"):
-        if not Path(place).is_file():
-            raise ValueError(f"{place}: no such file")
-        module_spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-        module = importlib.util.module_from_spec(module_spec)
-        module_spec.loader.exec_module(module)
-    else:
-        try:
-            module = importlib.import_module(place)
-        except ImportError as error:
-            raise ValueError(f"{place}: cannot be imported ({error})") from None
-    if not hasattr(module, name):
-        raise ValueError(f"{place} has no {name!r}")
-    model = getattr(module, name)
-    if not isinstance(model, torch.nn.Module):
-        model = model() if callable(model) else model
-    if not isinstance(model, torch.nn.Module):
-        raise ValueError(f"{spec} must be a torch.nn.Module or return one, not {type(model)}")
-    return model
-
-
-def _load_weights(model, path: Path) -> None:
-    import torch
-
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        arrays = load_file(path)
-    elif path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {k: file[k] for k in file.files}
-    else:
-        raise ValueError(
-            f"{path}: weights must be .safetensors or .npz: pickled files (.pt, .pth) can run "
-            f"code when they are loaded; convert with safetensors.torch.save_file("
-            f"model.state_dict(), 'net.safetensors')")
-    try:
-        model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
-    except RuntimeError as error:
-        raise ValueError(f"{path}: does not match the model: {error}") from None
