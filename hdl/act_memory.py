@@ -59,8 +59,11 @@ class ActMemory(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self._config = checked_config(config)
+        # Whether an activation is zero is found out on the way in: behind the memory there is no
+        # time for it, and block RAM is 18 bits wide anyway.
         self.words = memory.MemoryData(
-            shape=signed(config.act_bits), depth=config.act_depth, init=[])
+            shape=data.StructLayout({"value": signed(config.act_bits), "nonzero": 1}),
+            depth=config.act_depth, init=[])
         super().__init__({
             "id": In(config.pe_bits),
             "group": In(lane_layout(config)["group"].shape),
@@ -81,7 +84,8 @@ class ActMemory(wiring.Component):
         m.d.comb += [
             write.en.eq(mine | self.i_result.valid),
             write.addr.eq(Mux(self.i_result.valid, result.act, beat.act)),
-            write.data.eq(Mux(self.i_result.valid, result.value, beat.value)),
+            write.data.value.eq(Mux(self.i_result.valid, result.value, beat.value)),
+            write.data.nonzero.eq(write.data.value != 0),
         ]
         m.d.sync += Assert(~(mine & self.i_result.valid), "input and write-back met")
 
@@ -98,8 +102,8 @@ class ActMemory(wiring.Component):
         m.d.comb += [
             read.addr.eq(addr), read.en.eq(ready_1),
             skid.i.valid.eq(valid_1),
-            skid.i.payload.value.eq(read.data),
-            skid.i.payload.nonzero.eq(((read.data != 0) | dense) & ~absent_1),
+            skid.i.payload.value.eq(read.data.value),
+            skid.i.payload.nonzero.eq((read.data.nonzero | dense) & ~absent_1),
             skid.i.payload.last.eq(1),
         ]
         wiring.connect(m, skid.o, wiring.flipped(self.o))

@@ -117,6 +117,7 @@ class HostInterface(wiring.Component):
             Target.BIAS: Kind.LOAD_BIAS, Target.CODEBOOK: Kind.LOAD_CODEBOOK,
         }
 
+        m.d.sync += self.flush.eq(0)
         with m.FSM():
             with m.State("HEADER"):
                 m.d.comb += self.i.ready.eq(1)
@@ -174,7 +175,7 @@ class HostInterface(wiring.Component):
                             ]
                         with m.Case(Target.REGISTER), m.Switch(addr):
                             with m.Case(InputRegister.IN_ROWS):
-                                m.d.comb += self.flush.eq(1)
+                                m.d.sync += self.flush.eq(1)
                                 m.d.sync += self.rows.eq(self.i.payload)
                             for k, base in enumerate(bases):
                                 with m.Case(InputRegister.IN_BASE0 + k):

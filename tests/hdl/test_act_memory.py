@@ -169,6 +169,6 @@ def test_contents_are_signed():
         ctx.set(dut.i_result.valid, 1)
         ctx.set(dut.i_result.payload, {"act": 3, "value": -2})
         await ctx.tick()
-        assert plain(ctx.get(dut.words[3])) == -2
+        assert plain(ctx.get(dut.words[3])) == {"value": -2, "nonzero": 1}
 
     simulate(dut, testbench)

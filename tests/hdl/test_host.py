@@ -145,8 +145,10 @@ def test_load_of_the_input_registers():
     words = host.load(Target.REGISTER, [3, 7, 21], 32)
     seen = Host(words)
     assert seen.last == (3, 7, 21, 0)
-    # Only loading the number of rows empties the buffers, in the very cycle.
-    assert [cycle for cycle, step in enumerate(seen.trace) if step[3]] == [3]
+    # Only loading the number of rows empties the buffers, with the new number.
+    assert [cycle for cycle, step in enumerate(seen.trace) if step[3]] == [4]
+    assert seen.trace[3][0] == 0
+    assert seen.trace[4][0] == 3
     seen = Host(host.load(Target.REGISTER, [9], 32, address=InputRegister.IN_BASE1), in_rows=4,
                 in_base=(5, 6))
     assert seen.trace[0][:3] == (4, 5, 6)

@@ -270,7 +270,7 @@ def final_accumulators(dut, messages) -> list:
 def test_write_back_latency_and_busy():
     dut = ProcessingElement(SMALL, bias=[4 * 33])
     seen = trace(dut, {3: write_message(act=6, rows=1)}, 20, lambda ctx: (
-        plain(ctx.get(dut.act_memory.words[6])), ctx.get(dut.busy)))
+        ctx.get(dut.act_memory.words[6])["value"], ctx.get(dut.busy)))
     # Relay, then the write in the cycle of the result, seen in the next.
     written = 3 + 1 + WRITE_BACK_LATENCY + 1
     assert seen == [(33 * (cycle >= written), int(5 <= cycle <= written)) for cycle in range(20)]
