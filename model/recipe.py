@@ -225,11 +225,11 @@ def read_recipe(path: str | Path) -> Recipe:
 
 def _check(path: Path, content: dict) -> Recipe:
     _check_keys("", content, [*TABLES, "stage"])
-    tables = {name: _check_table(name, content.get(name, {}), rules, REQUIRED.get(name, []))
-              for name, rules in TABLES.items()}
     stages = content.get("stage", [])
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
         raise ValueError("stage: must be a list of tables, each under [[stage]]")
+    tables = {name: _check_table(name, content.get(name, {}), rules, REQUIRED.get(name, []))
+              for name, rules in TABLES.items()}
     checked = []
     for number, stage in enumerate(stages, start=1):
         where = f"stage {number}"
@@ -457,7 +457,8 @@ class _Run:
             make = partial(Masks.by_budget, scale=stage.get("scale"),
                            minimum=stage.get("minimum", 0.0))
         else:
-            targets = geometric_densities(stage["density"], stage.get("steps", 1))
+            density, steps = stage["density"], stage.get("steps", 1)
+            targets = [density] if steps == 1 else geometric_densities(density, steps)
             make = partial(Masks.by_density, balance=balance)
         more = {}
         for step, target in enumerate(targets, start=1):

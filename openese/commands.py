@@ -89,7 +89,9 @@ def _compress_by_recipe(options: Namespace) -> Result:
 
     others = ("model", "weights", "calibration", "density", "quality", "code_bits", "bias_bits",
               "init", "weights_only")
-    given = [name for name in others if getattr(options, name) not in (None, False)]
+    # 0 is a value given, and equal to False.
+    given = [name for name in others if not any(getattr(options, name) is unset
+                                                for unset in (None, False))]
     if given:
         raise ValueError(f"--recipe says everything but -o; leave out "
                          f"{', '.join(name.replace('_', '-') for name in given)}")
