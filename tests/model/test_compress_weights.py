@@ -2,6 +2,11 @@
 bit, for every kind of layer; what cannot be held is refused.
 """
 
+import json
+import runpy
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -303,3 +308,15 @@ def test_extreme_fixed_point_values_are_exact():
         fixed = FixedMatrix.from_raw(np.array([[-32768, 32767, 1]]), 16, frac)
         exact = [-(2.0**15) * 2.0**-frac, 32767 * 2.0**-frac, 2.0**-frac]
         assert fixed.dense().astype(np.float64).tolist() == [exact]
+
+
+def test_three_million_weights_go_to_a_file_and_back_in_seconds(monkeypatch, capsys):
+    """The benchmark itself, which also compares the decoded matrix: bars of 5 and 2 s."""
+    bench = Path(__file__).parents[2] / "bench" / "coding.py"
+    monkeypatch.setattr(sys, "argv", [str(bench), "--json", "--threads", "1"])
+    runpy.run_path(str(bench), run_name="__main__")
+    ours, loops = json.loads(capsys.readouterr().out)["rows"]
+    assert ours["entries"] == loops["entries"] == 325_222
+    assert ours["seconds"] < 5
+    assert ours["decode"] < 2
+    assert ours["rate"] > 35
