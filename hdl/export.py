@@ -18,7 +18,9 @@ from pathlib import Path
 
 from amaranth.back import rtlil
 from amaranth.hdl import ClockDomain, Const, Fragment, Value
-from amaranth.hdl._ir import PortDirection
+from amaranth.hdl._ast import SignalDict
+from amaranth.hdl._ir import PortDirection, build_netlist
+from amaranth.hdl._nir import Memory
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
@@ -97,9 +99,32 @@ def to_rtlil(component: wiring.Component, name: str = "top", platform: object = 
     fragment.add_domains(sync)
     ports["clk"] = sync.clk, PortDirection.Input
     ports["rst"] = sync.rst, PortDirection.Input
-    text, _ = rtlil.convert_fragment(fragment, ports, name, emit_src=False,
-                                     missing_domain=lambda domain: None)
-    return text
+    netlist = build_netlist(fragment, ports, name=name, missing_domain=lambda domain: None)
+    design, empty = rtlil.Design(emit_src=False), rtlil.EmptyModuleChecker(netlist)
+    for index, module in enumerate(netlist.modules):
+        if not empty.is_empty(index):
+            builder = design.module(".".join(module.name))
+            if index == 0:
+                builder.attribute("top", 1)
+            _Emitter(builder, netlist, module, SignalDict(), empty).emit()
+    return str(design)
+
+
+class _Emitter(rtlil.ModuleEmitter):
+    """Writes what Amaranth's own does, but the contents of memories as text rather than as nets,
+    which takes half of the time of an engine."""
+
+    def emit_memory(self, cell_idx: int, cell: Memory) -> None:
+        mask = (1 << cell.width) - 1
+        rows = (f"{row & mask:0{cell.width}b}" for row in reversed(cell.init))
+        self.builder.cell("$meminit_v2", ports={
+            "ADDR": "{  }",
+            "DATA": f"{cell.width * cell.depth}'{''.join(rows)}",
+            "EN": f"{cell.width}'{'1' * cell.width}",
+        }, parameters={
+            "MEMID": self.memories[cell_idx].memid, "ABITS": 0, "WIDTH": cell.width,
+            "WORDS": cell.depth, "PRIORITY": 0,
+        })
 
 
 _MODULE = re.compile(r"^((?:attribute [^\n]*\n)*)module \\(\S+)\n(.*?)^end\n", re.M | re.S)

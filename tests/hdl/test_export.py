@@ -6,6 +6,7 @@ import importlib.util
 import re
 
 import pytest
+from amaranth.back import rtlil
 from amaranth.hdl import Cat, DomainError, Format, Module, Print, Signal, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -165,6 +166,26 @@ def test_the_text_depends_on_the_component_alone():
 
     assert to_rtlil(make()) == to_rtlil(make())
     assert "test_export" not in to_rtlil(make())
+
+
+def test_the_text_is_what_amaranth_writes():
+    class Plain(wiring.Component):
+        i: In(3)
+        o: Out(signed(9))
+
+        def elaborate(self, platform):
+            m = Module()
+            for k, init in enumerate([[-1, -256, 255, 7, 0], []]):
+                m.submodules[f"table_{k}"] = table = memory.Memory(shape=signed(9), depth=5,
+                                                                   init=init)
+                read = table.read_port()
+                m.d.comb += read.addr.eq(self.i)
+            m.submodules.empty = Module()
+            m.d.sync += self.o.eq(read.data)
+            return m
+
+    # No member has two parts, so that Amaranth names the ports in the same way.
+    assert to_rtlil(Plain()) == rtlil.convert(Plain(), name="top", emit_src=False)
 
 
 def test_equal_modules_are_merged():
