@@ -118,7 +118,10 @@ class Engine(wiring.Component):
             m.submodules[f"pe_{p}"] = pe
             message, beat = broadcast.o[p // ARITY], spread.o[p // ARITY]
             m.d.comb += [
-                pe.id.eq(p), pe.group.eq(p // config.input_lanes),
+                # Amaranth would move a plain constant into the PE, which then were a module of its
+                # own; an expression stays outside and all PEs are one module.
+                pe.id.eq(Const(p, config.pe_bits) | 0),
+                pe.group.eq(Const(p // config.input_lanes, len(pe.group)) | 0),
                 pe.i.valid.eq(message.valid), pe.i.payload.eq(message.payload),
                 pe.i_input.valid.eq(beat.valid),
                 pe.i_input.payload.group.eq(beat.payload.group),
