@@ -35,7 +35,7 @@ PREFIX, SUFFIX = 9, 4
 # Kinds of records. Linear layers make a network, tensors a model; a file holds one of the two.
 LINEAR, SHARED, FIXED, DENSE, SAME = range(5)
 
-# What a file may ask for, whatever its own size. The largest engine, 256 PEs, holds 2**24 entries.
+# What a file may ask for, whatever its own size. EIE's 64 PEs hold 2**23 entries.
 MAX_ENTRIES = 1 << 24
 MAX_FEATURES = 1 << 22
 MAX_ELEMENTS = 1 << 31
@@ -49,6 +49,8 @@ RELU, BIAS, MINUS_ZERO, BY_COLUMN, LINKED = 1, 2, 4, 8, 16
 # In the width of a linear layer's gaps: its bias is coded as an array of any kind is. Without it,
 # the planes of `BIAS_PLANES` are coded and the others are not.
 ANY_BIAS, BIAS_PLANES = 16, 0b1000
+# In the width of any matrix's gaps: the walk leaves out rows and columns without weights.
+SQUEEZED = 32
 
 
 class EseFileError(ValueError):
@@ -218,6 +220,8 @@ class MatrixCoding:
     ----------
     by_column
         Whether the matrix is walked column by column (else row by row).
+    squeezed
+        Whether rows and columns without weights are left out of the walk.
     width
         Gaps of ``2**width`` zeros and more take fillers.
     linked
@@ -227,12 +231,14 @@ class MatrixCoding:
     fillers
         Fillers in the stream of gaps.
     gap_stream, code_stream
-        The coded bits of gaps, and of codes or fixed-point weights.
+        The coded bits of gaps, after those of the columns and rows used if the walk is squeezed,
+        and of codes or fixed-point weights.
     raw
         Bytes stored as they are: the codebook but for its zero.
     """
 
     by_column: bool
+    squeezed: bool
     width: int
     linked: bool
     low_bits: int
@@ -254,29 +260,42 @@ class MatrixCoding:
 
 def code_matrix(matrix: SparseColumns) -> MatrixCoding:
     """Code a matrix (or a layer's) in the smallest way the format offers."""
-    rows, columns = matrix.row_idx.astype(np.int64), matrix.columns
-    by_row = rows * matrix.cols + columns
-    order = np.argsort(by_row, kind="stable")
     shared = isinstance(matrix, SharedColumns)
     entries = matrix.code if shared else matrix.raw.astype(np.int64) + (1 << (matrix.bits - 1))
     low_bits = 0 if shared else gaps.best_low_bits(entries, matrix.bits)
-    # Entries are in column order already.
+    order = np.argsort(matrix.row_idx, kind="stable")
     candidates = []
-    for by_column, position, entry in ((False, by_row[order], entries[order]),
-                                       (True, columns * matrix.rows + rows, entries)):
-        gap = np.diff(position, prepend=-1) - 1
+    # Entries are in column order already.
+    for by_column, entry in ((False, entries[order]), (True, entries)):
+        squeezed, gap, gap_stream = min(
+            (_code_gaps(matrix, None if by_column else order, squeezed)
+             for squeezed in (False, True)), key=lambda choice: len(choice[2]))
         width = gaps.best_width(gap)
-        gap_stream = gaps.encode_gaps(gap, width)
         if shared:
             code_stream, linked = min(
                 ((gaps.encode_codes(entry, gap, matrix.code_bits, linked), linked)
                  for linked in (False, True)), key=lambda choice: len(choice[0]))
         else:
             code_stream, linked = gaps.encode_fixed(entry, low_bits), False
-        candidates.append((by_column, width, linked, low_bits, int((gap >> width).sum()),
-                           gap_stream, code_stream))
-    best = min(candidates, key=lambda choice: len(choice[5]) + len(choice[6]))
+        candidates.append((by_column, squeezed, width, linked, low_bits,
+                           int((gap >> width).sum()), gap_stream, code_stream))
+    best = min(candidates, key=lambda choice: len(choice[6]) + len(choice[7]))
     return MatrixCoding(*best, matrix.codebook[1:].astype("<f4").tobytes() if shared else b"")
+
+
+def _code_gaps(matrix: SparseColumns, order: NDArray[np.int64] | None, squeezed: bool
+               ) -> tuple[bool, NDArray[np.int64], bitarray]:
+    """The gaps of a walk and their streams: by column, or by row where entries are put in order."""
+    row, column = matrix.row_idx.astype(np.int64), matrix.columns
+    rows, cols, stream = matrix.rows, matrix.cols, bitarray()
+    if squeezed:
+        for_columns, column = gaps.squeeze(column, cols)
+        for_rows, row = gaps.squeeze(row, rows)
+        rows, cols = len(for_rows), len(for_columns)
+        stream += huffman.encode(for_columns) + huffman.encode(for_rows)
+    position = column * rows + row if order is None else (row * cols + column)[order]
+    gap = np.diff(position, prepend=-1) - 1
+    return squeezed, gap, stream + gaps.encode_gaps(gap, gaps.best_width(gap))
 
 
 # -- coding of an array ---------------------------------------------------------------------------
@@ -420,11 +439,15 @@ def _matrix_flags(matrix: SparseColumns, coding: MatrixCoding) -> int:
     return flags
 
 
+def _width_byte(coding: MatrixCoding) -> int:
+    return coding.width | (SQUEEZED if coding.squeezed else 0)
+
+
 def _linear_body(layer: CompressedLinear) -> bytes:
     what = f"layer {layer.name!r}"
     out_frac = _integer(layer.out_frac, -128, 127, f"{what}: out_frac")
     coding = code_matrix(layer)
-    flags, width = _matrix_flags(layer, coding), coding.width
+    flags, width = _matrix_flags(layer, coding), _width_byte(coding)
     streams, bias_bytes = coding.gap_stream + coding.code_stream, b""
     flags |= RELU if layer.relu else 0
     if layer.bias is not None:
@@ -452,7 +475,7 @@ def _tensor_record(tensor: CompressedTensor | DenseTensor) -> tuple[int, bytes]:
                                 coding.raw, coding.stream.tobytes()))
     matrix = tensor.matrix
     coding = code_matrix(matrix)
-    head = bytes((_matrix_flags(matrix, coding), coding.width)) + shape + _varint(matrix.nnz)
+    head = bytes((_matrix_flags(matrix, coding), _width_byte(coding))) + shape + _varint(matrix.nnz)
     streams = (coding.gap_stream + coding.code_stream).tobytes()
     if isinstance(matrix, FixedMatrix):
         numbers = bytes((matrix.bits, coding.low_bits)) + _signed(matrix.frac)
@@ -598,10 +621,14 @@ class _Head:
 
     what: str
     flags: int
-    width: int
+    width_byte: int
     columns: int
     rows: int
     nnz: int
+
+    @property
+    def width(self) -> int:
+        return self.width_byte & ~SQUEEZED
 
     def check(self, sizes: list) -> None:
         if self.width > gaps.MAX_WIDTH:
@@ -620,21 +647,44 @@ class _Head:
     def code_bits(self) -> int:
         return (self.flags >> 5) + 1
 
-    def read_columns(self, gap: NDArray[np.int64], entries: NDArray
-                     ) -> tuple[NDArray, NDArray, NDArray]:
+    def read_gaps(self, bits: bitarray) -> tuple["_Walk", int]:
+        """The walk of the matrix, and the position behind the streams of its gaps."""
+        columns = rows = None
+        pos = 0
+        if self.width_byte & SQUEEZED:
+            columns, pos = gaps.decode_used(bits, pos, self.columns)
+            rows, pos = gaps.decode_used(bits, pos, self.rows)
+        gap, pos = gaps.decode_gaps(bits, pos, self.width, self.nnz)
+        return _Walk(self, gap, columns, rows), pos
+
+
+@dataclass
+class _Walk:
+    """Where the entries of a matrix are, in the order of the file."""
+
+    head: _Head
+    gap: NDArray[np.int64]
+    columns: NDArray[np.int64] | None
+    rows: NDArray[np.int64] | None
+
+    def by_columns(self, entries: NDArray) -> tuple[NDArray, NDArray, NDArray]:
         """Column pointers, rows and entries, column by column."""
-        position = np.cumsum(gap + 1) - 1
-        if self.nnz and position[-1] >= self.columns * self.rows:
-            raise ValueError(f"{self.what}: an entry lies outside the {self.rows} x "
-                             f"{self.columns} matrix")
-        if self.flags & BY_COLUMN:
-            column, row = np.divmod(position, max(1, self.rows))
+        head = self.head
+        cols = head.columns if self.columns is None else len(self.columns)
+        rows = head.rows if self.rows is None else len(self.rows)
+        position = np.cumsum(self.gap + 1) - 1
+        if head.nnz and position[-1] >= cols * rows:
+            raise ValueError(f"{head.what}: an entry lies outside the {rows} x {cols} matrix")
+        if head.flags & BY_COLUMN:
+            column, row = np.divmod(position, max(1, rows))
         else:
-            row, column = np.divmod(position, max(1, self.columns))
+            row, column = np.divmod(position, max(1, cols))
             order = np.argsort(column, kind="stable")
             row, column, entries = row[order], column[order], entries[order]
-        col_ptr = np.zeros(self.columns + 1, dtype=np.int64)
-        np.cumsum(np.bincount(column, minlength=self.columns), out=col_ptr[1:])
+        if self.columns is not None:
+            row, column = self.rows[row], self.columns[column]
+        col_ptr = np.zeros(head.columns + 1, dtype=np.int64)
+        np.cumsum(np.bincount(column, minlength=head.columns), out=col_ptr[1:])
         return col_ptr, row, entries
 
 
@@ -652,9 +702,9 @@ def _check_end(bits: bitarray, pos: int, what: str) -> None:
 
 def _read_shared_streams(head: _Head, bits: bitarray) -> tuple[tuple, int]:
     """Column pointers, rows and codes, and the position behind their streams."""
-    gap, pos = gaps.decode_gaps(bits, 0, head.width, head.nnz)
-    code, pos = gaps.decode_codes(bits, pos, gap, head.code_bits, bool(head.flags & LINKED))
-    return head.read_columns(gap, code), pos
+    walk, pos = head.read_gaps(bits)
+    code, pos = gaps.decode_codes(bits, pos, walk.gap, head.code_bits, bool(head.flags & LINKED))
+    return walk.by_columns(code), pos
 
 
 def _read_linear(reader: _Reader, name: str, sizes: list, _: list) -> CompressedLinear:
@@ -721,10 +771,10 @@ def _read_fixed(reader: _Reader, name: str, sizes: list, _: list) -> CompressedT
     if not low_bits < width <= 16:
         raise ValueError(f"{what}: weights of {width} bits cannot have {low_bits} low ones")
     bits = _bits(reader)
-    gap, pos = gaps.decode_gaps(bits, 0, head.width, head.nnz)
+    walk, pos = head.read_gaps(bits)
     entry, pos = gaps.decode_fixed(bits, pos, head.nnz, width, low_bits)
     _check_end(bits, pos, what)
-    matrix = head.read_columns(gap, entry - (1 << (width - 1)))
+    matrix = walk.by_columns(entry - (1 << (width - 1)))
     return CompressedTensor(name, shape,
                             FixedMatrix(head.rows, head.columns, *matrix, width, frac))
 

@@ -5,6 +5,9 @@ entry before, across the ends of rows or columns. A gap of ``2**width`` or more 
 fillers that stand for ``2**width`` zeros each; unlike in a PE's memory a filler is a symbol of its
 own, ``2**width``, and has no code.
 
+The walk may be squeezed: rows and columns without any entry are left out, and two more streams tell
+which those are. Pixels where no digit has ink, or units that nothing uses, then cost nothing.
+
 Codes may be linked: one that follows its predecessor without a gap is then coded with a table of
 that predecessor's own, since weights of neighbouring pixels resemble each other.
 
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 from openese.model import huffman
 
 __all__ = ["LINK_BITS", "MAX_WIDTH", "best_low_bits", "best_width", "decode_codes", "decode_fixed",
-           "decode_gaps", "encode_codes", "encode_fixed", "encode_gaps"]
+           "decode_gaps", "decode_used", "encode_codes", "encode_fixed", "encode_gaps", "squeeze"]
 
 # Widest gap symbol in bits; a wider one would need a table larger than the fillers it saves.
 MAX_WIDTH = 12
@@ -40,6 +43,29 @@ def best_width(gap: NDArray[np.int64]) -> int:
         fillers = 2 * fillers + int(counts[half:].sum())
         counts = counts[:half] + counts[half:]
     return min(sizes)[1]
+
+
+def squeeze(index: NDArray[np.int64], size: int
+            ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Leave out what no entry uses of ``size`` rows or columns.
+
+    Returns the number of unused ones before each that is used, and the index of every entry among
+    those used.
+    """
+    used = np.bincount(index, minlength=size) > 0
+    return np.diff(np.flatnonzero(used), prepend=-1) - 1, (np.cumsum(used) - 1)[index]
+
+
+def decode_used(bits: bitarray, start: int, size: int) -> tuple[NDArray[np.int64], int]:
+    """The rows or columns used, of ``size``, rising, and the position behind their stream.
+
+    Raises ``ValueError`` for a stream of others.
+    """
+    unused, pos = huffman.decode(bits, start, max_symbol=size, max_repeats=size)
+    used = np.cumsum(unused + 1) - 1
+    if len(used) and used[-1] >= size:
+        raise ValueError(f"a row or column lies outside the {size} there are")
+    return used, pos
 
 
 def encode_gaps(gap: NDArray[np.int64], width: int) -> bitarray:

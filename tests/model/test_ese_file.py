@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openese.model import ese_file, gaps
+from openese.model import ese_file, gaps, huffman
 from openese.model.ese_file import EseFileError, from_bytes, load, save, tensor_bytes, to_bytes
 from openese.model.matrix import CompressedMatrix, FixedMatrix
 from openese.model.network import CompressedLinear, CompressedNetwork
@@ -331,6 +331,26 @@ def test_fixed_point_weights_are_within_three_per_cent_of_their_entropy():
     assert entropy < ese_file.code_matrix(matrix).bits * 1.005 < 1.03 * entropy
 
 
+def test_empty_rows_and_columns_are_left_out_where_that_pays():
+    draw = np.random.default_rng(9)
+    codes = np.where(draw.random((200, 300)) < 0.1, draw.integers(1, 16, (200, 300)), 0)
+    full = ese_file.code_matrix(layer(codes))
+    assert not full.squeezed
+    codes[draw.random(200) < 0.3] = 0
+    codes[:, draw.random(300) < 0.5] = 0
+    for matrix in (codes, codes.T):
+        net = network(layer(matrix))
+        coding = ese_file.code_matrix(net.layers[0])
+        assert coding.squeezed
+        live = matrix[matrix.any(axis=1)][:, matrix.any(axis=0)]
+        alone = ese_file.code_matrix(layer(live))
+        # A bit or so for each row and column says which those are.
+        assert coding.bits - alone.bits < 600
+        data = to_bytes(net)
+        assert_same(net, from_bytes(data))
+        assert_same(net, stranger_read(data))
+
+
 def test_rows_of_tensor_bytes_add_up_to_the_file():
     net = network(layer(rng.integers(0, 9, (30, 20)), bias=rng.normal(size=30), name="a"),
                   layer(np.zeros((5, 30)), name="b"), meta={"note": "x" * 100})
@@ -472,6 +492,11 @@ def crafted(*bodies, layers=None, meta=b""):
     (crafted(body_of(0, 10, 0, b"\xc0")), "sizes must be 1 or more"),
     (crafted(layers=(1 << 32) - 1), "a part is longer than what it lies in"),
     (crafted(layers=0), "a network needs at least one layer"),
+    (crafted(body_of(10, 10, 1, huffman.encode([5, 9]).tobytes(), width=32)),
+     "a row or column lies outside the 10 there are"),
+    (crafted(body_of(10, 10, 2, (huffman.encode([3]) + huffman.encode([4])
+                                 + huffman.encode([0, 0])).tobytes(), width=32)),
+     "an entry lies outside the 1 x 1 matrix|the codes are not those|Huffman"),
     (crafted(body_of(10, 10, 0, b"\xc0\0")), "something follows its last stream"),
     (crafted(body_of(10, 10, 0, b"\xc1")), "something follows its last stream"),
     (crafted(body_of(10, 10, 0, b"\xc0"), meta=b"[]"), "meta is not an object"),
@@ -690,10 +715,18 @@ def stranger_read(data):
             codes.append(tables[1 + (codes[-1] >> max(0, k - 4)) if linked else 0].pop(0))
         return codes
 
-    def matrix(rows, columns, flags, where, entries):
-        walk = np.zeros(rows * columns, dtype=int)
+    def used(bits, size, squeezed):
+        return np.cumsum([gap + 1 for gap in bits.stream()], dtype=int) - 1 if squeezed else (
+            np.arange(size))
+
+    def matrix(rows, columns, flags, where, entries, live_rows, live_columns):
+        walk = np.zeros(len(live_rows) * len(live_columns), dtype=int)
         walk[where] = entries
-        return walk.reshape(columns, rows).T if flags & 8 else walk.reshape(rows, columns)
+        shape = len(live_rows), len(live_columns)
+        whole = np.zeros((rows, columns), dtype=int)
+        whole[np.ix_(live_rows, live_columns)] = (walk.reshape(shape[::-1]).T if flags & 8
+                                                  else walk.reshape(shape))
+        return whole
 
     def rest():
         return Bits(take(end - pos))
@@ -733,15 +766,19 @@ def stranger_read(data):
             if kind == 0 and flags & 2:
                 head = array_head(rows, 4, None if width & 16 else 8)
             bits = rest()
+            live_columns = used(bits, columns, width & 32)
+            live_rows = used(bits, rows, width & 32)
             where = walked(bits, width & 15)
             assert len(where) == nnz
             if kind == 2:
                 high = bits.stream()
                 raw = [(h << low_bits) + bits.read(low_bits) - 2**(weight_bits - 1) for h in high]
-                items.append(CompressedTensor(name, shape, FixedMatrix.from_raw(
-                    matrix(rows, columns, flags, where, raw), weight_bits, frac)))
+                whole = matrix(rows, columns, flags, where, raw, live_rows, live_columns)
+                items.append(CompressedTensor(name, shape,
+                                              FixedMatrix.from_raw(whole, weight_bits, frac)))
             else:
-                codes = matrix(rows, columns, flags, where, linked_codes(bits, flags, where))
+                codes = matrix(rows, columns, flags, where, linked_codes(bits, flags, where),
+                               live_rows, live_columns)
                 if kind == 1:
                     items.append(CompressedTensor(name, shape,
                                                   CompressedMatrix.from_codes(codes, values)))
