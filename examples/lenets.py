@@ -164,7 +164,8 @@ def prune(model: nn.Module, lesson: Split, densities: dict[str, float], *, round
     """Prune in rounds with training between them, then retrain under the last masks; AdamW.
 
     A weight counts by its magnitude times the root mean square of its input: a weight at the
-    border of the image, where hardly a digit has ink, may be large and does little.
+    border of the image, where hardly a digit has ink, may be large and does little. Weights into
+    units that the next layer no longer uses count nothing; `densities` has the layers in order.
     """
     inputs, targets = lesson
     share_of_round = epochs * len(inputs) // rounds
@@ -173,9 +174,15 @@ def prune(model: nn.Module, lesson: Split, densities: dict[str, float], *, round
 
     def make_masks(model: nn.Module, target: dict[str, float]) -> Masks:
         scales = input_scales(model, target, inputs[:5000])
-        return Masks(model, {
-            name: density_mask(model.get_submodule(name).weight.detach() * scales[name], density)
-            for name, density in target.items()})
+        masks: dict[str, Tensor] = {}
+        for name, density in reversed(target.items()):
+            score = model.get_submodule(name).weight.detach() * scales[name]
+            after = next(reversed(masks.values()), None)
+            if after is not None and after.shape[1:] == score.shape[:1]:
+                # A unit that nothing after it uses needs no weights.
+                score[~after.any(dim=0)] = 0
+            masks[name] = density_mask(score, density)
+        return Masks(model, {name: masks[name] for name in target})
 
     def train_round(model: nn.Module, step_hook) -> None:
         nonlocal number
@@ -192,9 +199,10 @@ def prune(model: nn.Module, lesson: Split, densities: dict[str, float], *, round
         model, [{name: cubic_density(n / rounds, density) for name, density in densities.items()}
                 for n in range(1, rounds + 1)], train_round, masks=make_masks)
     optimizer = adamw(model.parameters(), 2e-3, weight_decay)
-    masks.hold(optimizer)
+    handle = masks.hold(optimizer)
     train(model, optimizer, inputs, targets, epochs=retrain_epochs, batch_size=batch_size,
           seed=seed + rounds, label="retrain")
+    handle.remove()
     return masks
 
 

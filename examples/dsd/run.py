@@ -62,7 +62,7 @@ class Speaker(nn.Module):
 class Digits:
     """An LSTM over the spoken digits: Adam."""
 
-    epochs = (30, 15, 15)
+    epochs = (20, 10, 10)
     batch_size = 50
 
     def __init__(self, path: str | None) -> None:

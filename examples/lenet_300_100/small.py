@@ -1,4 +1,4 @@
-"""LeNet-300-100 as small as it gets: distilled, pruned to 4 %, shared to 7 values per layer.
+"""LeNet-300-100 as small as it gets: distilled, pruned to 3 %, shared to 7 values per layer.
 
 Where ``reproduce.py`` follows Deep Compression's own recipe, this one spends more training: a dense
 LeNet-5 is the teacher, copies of the digits are distorted, pruning is gradual. Hidden layers have
@@ -52,10 +52,10 @@ def sort_units(model: nn.Sequential) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = options(__doc__.splitlines()[0], "lenet_300_100_small.ese")
     parser.add_argument("--copies", type=int, default=5, help="distorted copies of the digits")
-    parser.add_argument("--epochs", type=int, nargs=4, default=[5, 6, 6, 2],
+    parser.add_argument("--epochs", type=int, nargs=4, default=[5, 6, 8, 2],
                         metavar=("DENSE", "PRUNE", "RETRAIN", "CENTROIDS"),
                         help="passes over the digits and all copies")
-    parser.add_argument("--density", type=float, nargs=3, default=[0.04, 0.06, 0.25],
+    parser.add_argument("--density", type=float, nargs=3, default=[0.032, 0.055, 0.25],
                         metavar=("IP1", "IP2", "IP3"))
     parser.add_argument("--code-bits", type=int, default=3)
     return parser.parse_args(arguments)

@@ -21,7 +21,7 @@ from openese.model.train import error_percent
 
 # Of the network with all its biases, as the paper counts it.
 FLOAT_BYTES = 4 * 431_080
-BATCH_SIZE = 128
+BATCH_SIZE = 256
 ROUNDS = 6
 BIAS_BITS = 3
 LAYERS = ("conv1", "conv2", "ip1", "ip2")
@@ -29,7 +29,7 @@ LAYERS = ("conv1", "conv2", "ip1", "ip2")
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = options(__doc__.splitlines()[0], "lenet_5.ese")
-    parser.add_argument("--copies", type=int, default=2, help="distorted copies of the digits")
+    parser.add_argument("--copies", type=int, default=1, help="distorted copies of the digits")
     parser.add_argument("--epochs", type=int, nargs=3, default=[1, 2, 1],
                         metavar=("PRUNE", "RETRAIN", "CENTROIDS"),
                         help="passes over the digits and all copies")

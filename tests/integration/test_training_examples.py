@@ -1,5 +1,6 @@
 """The training examples run from start to end, on a few made-up digits instead of the real data."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -8,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+torch.set_num_threads(1)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -75,3 +79,67 @@ def test_small_lenets(tmp_path, mnist, script, epochs, total):
     assert (tmp_path / "dense.safetensors").is_file()
     assert re.search(rf"^net.ese: {size:,} bytes, {total / size:.1f}x less than {total:,}; "
                      r"decoded equal; test error ", output, re.MULTILINE)
+
+
+@pytest.fixture
+def lenets(monkeypatch):
+    """The module that both LeNets share."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("lenets")
+
+
+def test_sorting_hidden_units_changes_no_output(lenets, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES / "lenet_300_100"))
+    small = importlib.import_module("small")
+    torch.manual_seed(0)
+    model = small.student()
+    with torch.no_grad():
+        for layer in (model.ip1, model.ip2):
+            layer.weight *= torch.rand_like(layer.weight) < torch.rand(len(layer.weight), 1)
+    x = torch.rand(20, 784)
+    before = model(x)
+    small.sort_units(model)
+    for layer in (model.ip1, model.ip2):
+        assert ((layer.weight != 0).sum(dim=1).diff() <= 0).all()
+    assert torch.allclose(model(x), before, atol=1e-5)
+
+
+def test_weights_are_pruned_by_what_they_contribute(lenets):
+    """Weights of dark pixels and of unused units go first, and nothing returns in retraining."""
+    torch.manual_seed(0)
+    x = torch.rand(400, 20)
+    x[:, :5] = 0
+    targets = torch.nn.functional.one_hot(x[:, 5:15].argmax(dim=1), 10).float()
+    model = torch.nn.Sequential()
+    model.a, model.relu, model.b = (torch.nn.Linear(20, 30, bias=False), torch.nn.ReLU(),
+                                    torch.nn.Linear(30, 10))
+    scales = lenets.input_scales(model, ["a", "b"], x)
+    assert torch.allclose(scales["a"], x.square().mean(dim=0).sqrt())
+    assert torch.allclose(scales["b"], model.a(x).relu().square().mean(dim=0).sqrt())
+    masks = lenets.prune(model, (x, targets), {"a": 0.3, "b": 0.1}, rounds=4, epochs=2,
+                         retrain_epochs=2, batch_size=50, weight_decay=0.01, seed=0)
+    a, b = masks["a.weight"], masks["b.weight"]
+    assert 50 < int(a.sum()) <= 180
+    assert int(b.sum()) == 30
+    assert not a[:, :5].any()
+    assert not a[~b.any(dim=0)].any()
+    assert torch.equal(model.a.weight != 0, a)
+    # No mask is left on the model.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1)
+    model.a.weight.grad = torch.ones_like(model.a.weight)
+    optimizer.step()
+    assert (model.a.weight[~a] == -1).all()
+
+
+def test_distortion_moves_digits_a_little_and_repeats_by_seed(lenets):
+    image = torch.zeros(50, 28, 28)
+    image[:, 12:16, 12:16] = 1
+    digits = image.view(50, 784)
+    distorted = lenets.distort(digits, 3)
+    assert torch.equal(distorted, lenets.distort(digits, 3))
+    assert not torch.equal(distorted, lenets.distort(digits, 4))
+    assert 0 <= distorted.min() < distorted.max() <= 1
+    assert not distorted.view(50, 28, 28)[:, :5].any()
+    at = torch.arange(28.0)
+    centre = (distorted.view(50, 28, 28) * at).sum((1, 2)) / distorted.sum(1)
+    assert 0.3 < (centre - 13.5).abs().max() < 5
