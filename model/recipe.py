@@ -35,7 +35,7 @@ from openese.model.ese_file import load, save
 from openese.model.linear_weights import LinearWeights
 from openese.model.network import CompressedNetwork
 from openese.model.plots import compressed_matrices, plot_balance, plot_gaps, plot_weights
-from openese.model.prune import Masks, gates_of
+from openese.model.prune import Handle, Masks, gates_of
 from openese.model.report import format_report, network_report
 from openese.model.schedule import GradualPruning, geometric_densities
 from openese.model.share import INITS, SharedWeights
@@ -441,9 +441,8 @@ class _Run:
 
     def train(self, stage: dict[str, Any], label: str) -> dict:
         optimizer = self.optimizer(stage, self.model.parameters())
-        if self.masks is not None:
-            self.masks.hold(optimizer)
-        return self.fit(stage, optimizer, label)
+        held = [] if self.masks is None else [self.masks.hold(optimizer)]
+        return self.fit(stage, optimizer, label, held)
 
     def prune(self, stage: dict[str, Any], label: str) -> dict:
         self.balance = stage.get("balance", self.balance)
@@ -478,10 +477,8 @@ class _Run:
         gradual = GradualPruning(self.model, stage["density"], begin=0, end=max(1, 3 * steps // 4),
                                  every=stage.get("every", max(1, steps // 100)),
                                  balance=stage.get("balance"))
-        if self.masks is not None:
-            self.masks.hold(optimizer)
-        gradual.hold(optimizer)
-        more = self.fit(stage, optimizer, label)
+        held = [] if self.masks is None else [self.masks.hold(optimizer)]
+        more = self.fit(stage, optimizer, label, [*held, gradual.hold(optimizer)])
         self.merge(gradual.masks)
         return {"density": _density(self.masks), **more}
 
@@ -516,10 +513,7 @@ class _Run:
         if not stage.get("epochs", 0):
             return {}
         optimizer = self.optimizer(stage, [p for p in weights.parameters() if id(p) not in fixed])
-        held = weights.hold(optimizer)
-        more = self.fit(stage, optimizer, label)
-        held.remove()
-        return more
+        return self.fit(stage, optimizer, label, [weights.hold(optimizer)])
 
     def dsd(self, stage: dict[str, Any], label: str) -> dict:
         phases = dsd_phases(stage["epochs"], stage.get("sparsity", 0.3),
@@ -569,12 +563,11 @@ class _Run:
             raise self.fail("data.train", "has no batches")
         return count
 
-    def fit(self, stage: dict[str, Any], optimizer: torch.optim.Optimizer, label: str) -> dict:
-        """Train for the epochs of a stage; the last epoch's mean loss."""
+    def fit(self, stage: dict[str, Any], optimizer: torch.optim.Optimizer, label: str,
+            held: Iterable[Handle]) -> dict:
+        """Train for the epochs of a stage, then let go what was held; the last mean loss."""
         epochs = stage.get("epochs", 0)
-        if not epochs:
-            return {}
-        length = self.batches_per_epoch()
+        length = self.batches_per_epoch() if epochs else 0
         cosine = self.option(stage, "schedule") == "cosine"
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (
             (1 + math.cos(math.pi * min(1.0, step / (epochs * length)))) / 2 if cosine else 1.0))
@@ -587,7 +580,9 @@ class _Run:
             for epoch in range(epochs):
                 loss = self.epoch(optimizer, epoch, after_step)
                 bar.set_postfix(loss=f"{loss:.4f}")
-        return {"loss": loss}
+        for handle in held:
+            handle.remove()
+        return {"loss": loss} if epochs else {}
 
     def epoch(self, optimizer: torch.optim.Optimizer, epoch: int,
               after_step: Callable[[], None]) -> float:
