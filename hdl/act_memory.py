@@ -31,7 +31,7 @@ class ActMemory(wiring.Component):
     item per row, in order. In the last row, PEs beyond ``rem`` have no activation and give a
     zero item whatever their memory holds. A `dense` scan marks every activation non-zero.
 
-    Latency: ``ACT_READ_LATENCY`` = 3 cycles from scan message to first item. Throughput: 1 item
+    Latency: ``ACT_READ_LATENCY`` = 4 cycles from scan message to first item. Throughput: 1 item
     per cycle. Results and input beats never meet: the input stops during write-back.
 
     Parameters
@@ -89,24 +89,29 @@ class ActMemory(wiring.Component):
         ]
         m.d.sync += Assert(~(mine & self.i_result.valid), "input and write-back met")
 
-        # Stage 0 walks the rows, stage 1 waits for the memory, stage 2 is the buffer.
+        # Stage 0 walks the rows, stage 1 waits for the memory, stage 2 holds its word, stage 3 is
+        # the buffer. Block RAM answers late in a cycle: its word goes nowhere but to a register.
         scan = self.i.payload.args.scan
-        active, valid_1 = Signal(), Signal()
+        active, valid_1, valid_2 = Signal(), Signal(), Signal()
         left = Signal(config.rows_bits, reset_less=True)
         addr = Signal(config.act_addr_bits, reset_less=True)
         short, dense = Signal(reset_less=True), Signal(reset_less=True)
-        absent_1 = Signal(reset_less=True)
+        absent_1, absent_2 = Signal(reset_less=True), Signal(reset_less=True)
+        word = Signal.like(read.data, reset_less=True)
         m.submodules.skid = skid = Skid(scan_layout(config, 0))
 
-        ready_1 = ~valid_1 | skid.i.ready
+        ready_2 = ~valid_2 | skid.i.ready
+        ready_1 = ~valid_1 | ready_2
         m.d.comb += [
             read.addr.eq(addr), read.en.eq(ready_1),
-            skid.i.valid.eq(valid_1),
-            skid.i.payload.value.eq(read.data.value),
-            skid.i.payload.nonzero.eq((read.data.nonzero | dense) & ~absent_1),
+            skid.i.valid.eq(valid_2),
+            skid.i.payload.value.eq(word.value),
+            skid.i.payload.nonzero.eq((word.nonzero | dense) & ~absent_2),
             skid.i.payload.last.eq(1),
         ]
         wiring.connect(m, skid.o, wiring.flipped(self.o))
+        with m.If(ready_2):
+            m.d.sync += [valid_2.eq(valid_1), absent_2.eq(absent_1), word.eq(read.data)]
         with m.If(ready_1):
             m.d.sync += [valid_1.eq(active), absent_1.eq(short & (left == 1))]
             with m.If(active):

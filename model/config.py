@@ -17,7 +17,7 @@ PTR_READ_LATENCY = 2  # column in, start pointer out
 SPMAT_READ_LATENCY = 3  # column taken from the queue, first entry out
 MULTIPLY_LATENCY = 3  # operands in, product out
 ACC_LATENCY = 2  # product in, accumulator memory written
-ACT_READ_LATENCY = 3  # scan command in, first activation out
+ACT_READ_LATENCY = 4  # scan command in, first activation out
 WRITE_BACK_LATENCY = 5  # command in, first activation written
 
 
