@@ -570,7 +570,7 @@ class _Run:
         length = self.batches_per_epoch() if epochs else 0
         cosine = self.option(stage, "schedule") == "cosine"
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (
-            (1 + math.cos(math.pi * min(1.0, step / (epochs * length)))) / 2 if cosine else 1.0))
+            (1 + math.cos(math.pi * min(1.0, step / max(1, epochs * length)))) / 2 if cosine else 1.0))
         loss = math.nan
         with tqdm(total=epochs * length, desc=label, disable=not self.progress) as bar:
             def after_step() -> None:

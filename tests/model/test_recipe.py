@@ -203,6 +203,13 @@ def test_every_way_to_prune(folder, prune, kept):
         assert [m.density for m in matrices] == [1, 0.5, pytest.approx(0.5, abs=0.05)]
 
 
+def test_stages_without_epochs_change_nothing(folder):
+    result = run(folder, stages('kind = "train"\nepochs = 0', 'kind = "share"\ncode_bits = 8'))
+    start, trained, _ = result.data["stages"]
+    assert trained["score"] == start["score"]
+    assert "loss" not in trained
+
+
 def test_masks_of_several_stages_add_up(folder):
     run(folder, stages('kind = "prune"\ndensity = { head = 0.5 }',
                        'kind = "prune"\ndensity = { rnn = 0.5 }\nepochs = 1',
