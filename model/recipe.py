@@ -569,10 +569,14 @@ class _Run:
         epochs = stage.get("epochs", 0)
         length = self.batches_per_epoch() if epochs else 0
         cosine = self.option(stage, "schedule") == "cosine"
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (
-            (1 + math.cos(math.pi * min(1.0, step / max(1, epochs * length)))) / 2 if cosine else 1.0))
+        steps = epochs * length
+
+        def factor(step: int) -> float:
+            return (1 + math.cos(math.pi * min(step, steps) / steps)) / 2 if cosine and steps else 1
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         loss = math.nan
-        with tqdm(total=epochs * length, desc=label, disable=not self.progress) as bar:
+        with tqdm(total=steps, desc=label, disable=not self.progress) as bar:
             def after_step() -> None:
                 scheduler.step()
                 bar.update()
