@@ -5,11 +5,16 @@ import json
 import re
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from openese.model.compress import load_into
+from openese.model.ese_file import load
+from openese.model.mnist import scale_pixels
 
 torch.set_num_threads(1)
 
@@ -86,6 +91,23 @@ def lenets(monkeypatch):
     """The module that both LeNets share."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     return importlib.import_module("lenets")
+
+
+@pytest.mark.parametrize(("file", "network", "size", "wrong"), [
+    ("lenet_300_100/lenet_300_100_small.ese", "small.student", 7861, 1),
+    ("lenet_5/lenet_5.ese", "lenets.lenet_5", 10117, 0),
+])
+def test_recorded_files_hold_the_networks(lenets, monkeypatch, file, network, size, wrong):
+    monkeypatch.syspath_prepend(str(EXAMPLES / "lenet_300_100"))
+    assert (EXAMPLES / file).stat().st_size == size
+    module, function = network.split(".")
+    model = getattr(importlib.import_module(module), function)()
+    load_into(model, load(EXAMPLES / file))
+    with np.load(resources.files("openese") / "data" / "mnist_256.npz",
+                 allow_pickle=False) as data:
+        x, labels = torch.from_numpy(scale_pixels(data["images"])), data["labels"]
+    with torch.no_grad():
+        assert int(np.sum(model.eval()(x).argmax(dim=1).numpy() != labels)) == wrong
 
 
 def test_sorting_hidden_units_changes_no_output(lenets, monkeypatch):
