@@ -286,7 +286,12 @@ def _quantise_layer(layer: CompressedLinear, in_frac: int, widths: Widths) -> Qu
             f"out_frac lowered from {layer.out_frac} to {out_frac}: the largest bias "
             f"({np.abs(bias).max():g}) needs it to fit bias_bits ({widths.bias_bits})")
 
-    finest = QFormat.covering(widths.weight_bits, float(np.abs(values).max()), _FINEST).frac
+    largest = float(np.abs(values).max())
+    try:
+        finest = QFormat.covering(widths.weight_bits, largest, _FINEST).frac
+    except ValueError:
+        raise ModelError(f"layer {layer.name!r}: its largest weight ({largest:g}) is beyond every "
+                         f"format: train it again") from None
     frac = _accumulator_frac(layer, values, finest, widths)
     if frac < finest:
         coarser_weights.append(
@@ -313,13 +318,10 @@ def _quantise_layer(layer: CompressedLinear, in_frac: int, widths: Widths) -> Qu
             f"({'; '.join(coarser_outputs)}): calibrate the network again, or use an engine with "
             f"a smaller shift_base or larger bias_bits")
 
-    codebook, clipped = QFormat(widths.weight_bits, frac).quantise(values)
-    if clipped:
-        raise ModelError(f"layer {layer.name!r}: its largest weight ({np.abs(values).max():g}) is "
-                         f"beyond every format: train it again")
+    codebook = QFormat(widths.weight_bits, frac).quantise(values)[0]
     vanished = values[(codebook == 0) & (values != 0)]
     if vanished.size:
-        why = "; ".join(coarser_weights) or f"the largest is {np.abs(values).max():g}"
+        why = "; ".join(coarser_weights) or f"the largest is {largest:g}"
         raise ModelError(
             f"layer {layer.name!r}: the shared weight {vanished[0]:g} would become 0 at "
             f"weight_frac {frac} ({why}): prune it, or use an engine with larger weight_bits, "

@@ -129,7 +129,7 @@ def test_another_model_without_reset(backend):
 
 def test_load_into_a_running_engine(backend):
     """A LOAD without STOP first finishes the pass under way, then replaces the model."""
-    quantised, image = compiled(NETWORK, 4)
+    _, image = compiled(NETWORK, 4)
     other = random_network(9, [37, 29, 11], [0.3, 0.5])
     config = image.config.with_(spmat_depth=2 * image.config.spmat_depth)
     images = [compile_network(quantise(network, config), config) for network in (NETWORK, other)]

@@ -276,9 +276,9 @@ def test_size_for_takes_overrides_and_both_kinds_of_network():
 
 
 def test_networks_larger_than_any_engine():
-    network = random_network(9, [400, 400], 0.5)
+    network = random_network(9, [800, 800], 0.5)
     with pytest.raises(FitError, match=r"no engine of 1 PEs fits: spmat_depth must be an integer "
-                                       r"from 1 to 65536, not \d+; use more PEs"):
+                                       r"from 1 to 262144, not \d+; use more PEs"):
         size_for(network, 1)
 
 
