@@ -23,7 +23,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, la
     optimizer
         Any; `Masks.hold` and `SharedWeights.hold` attach to it.
     inputs, labels
-        ``(n, ...)`` and int64 ``(n,)``, on the model's device.
+        ``(n, ...)``, and int64 ``(n,)`` or the probability of each class, float ``(n, classes)``;
+        on the model's device.
     epochs, batch_size
         Passes over the data; samples per step (the last batch may be smaller).
     cosine
