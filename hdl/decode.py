@@ -4,7 +4,7 @@ from amaranth import *
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from openese.model.config import EngineConfig
+from openese.model.config import DECODE_LATENCY, EngineConfig
 
 from .checks import checked_config, checked_contents
 from .layouts import Kind, broadcast_signature, entry_layout
@@ -18,8 +18,8 @@ class Decode(wiring.Component):
     EIE's first stage: codebook look-up and address accumulation side by side. The split between
     code and index is the running layer's, told by the scan message that starts the layer.
 
-    Latency: weight and value combinational; row 1 cycle (registered here, while the multiplier
-    registers its operands). Throughput: 1 per cycle.
+    Latency: ``DECODE_LATENCY`` = 1 cycle. The multiplier may be far away on the device, so its
+    operands leave from registers. Throughput: 1 per cycle.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class Decode(wiring.Component):
     value : ``Out(signed(act_bits))``
     row : ``Out(acc_addr_bits)``
     valid : ``Out(1)``
-        ``row`` belongs to an entry, one cycle after that entry came in.
+        Row and operands are an entry's.
 
     Raises
     ------
@@ -46,6 +46,8 @@ class Decode(wiring.Component):
     ValueError
         More words than the memory holds, or a word that is not an unsigned integer of its width.
     """
+
+    LATENCY = DECODE_LATENCY
 
     def __init__(self, config: EngineConfig, init=()):
         self._config = checked_config(config)
@@ -87,10 +89,12 @@ class Decode(wiring.Component):
         base = Mux(self.i.payload.first, 0, self.row + 1)
         m.d.comb += [
             read.addr.eq(Cat(code, number)),
-            self.weight.eq(read.data),
-            self.value.eq(self.i.payload.value),
         ]
-        m.d.sync += self.valid.eq(self.i.valid)
+        weight = Signal.like(self.weight, reset_less=True)
+        value = Signal.like(self.value, reset_less=True)
+        m.d.sync += [
+            self.valid.eq(self.i.valid), weight.eq(read.data), value.eq(self.i.payload.value)]
+        m.d.comb += [self.weight.eq(weight), self.value.eq(value)]
         with m.If(self.i.valid):
             m.d.sync += self.row.eq(base + index)
         return m

@@ -109,10 +109,10 @@ class ProcessingElement(wiring.Component):
             accumulate.product.eq(multiplier.p), write_back.drained.eq(accumulate.drained),
         ]
 
-        # The decoder registers the row beside the multiplier's first stage, and the accumulator
-        # wants it one cycle before the product.
+        # The decoder gives the row with the multiplier's operands, and the accumulator wants it one
+        # cycle before the product.
         rows, valids = [decode.row], [decode.valid]
-        for k in range(MULTIPLY_LATENCY - 2):
+        for k in range(MULTIPLY_LATENCY - 1):
             row = Signal.like(decode.row, reset_less=True, name=f"row_{k}")
             valid = Signal(name=f"valid_{k}")
             m.d.sync += [row.eq(rows[-1]), valid.eq(valids[-1])]

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil
 
 __all__ = [
-    "ACC_LATENCY", "ACT_READ_LATENCY", "MULTIPLY_LATENCY", "PRESETS", "PTR_READ_LATENCY",
-    "SPMAT_READ_LATENCY", "WRITE_BACK_LATENCY", "EngineConfig",
+    "ACC_LATENCY", "ACT_READ_LATENCY", "DECODE_LATENCY", "MULTIPLY_LATENCY", "PRESETS",
+    "PTR_READ_LATENCY", "SPMAT_READ_LATENCY", "WRITE_BACK_LATENCY", "EngineConfig",
 ]
 
 # Pipeline depths of the blocks of a PE, in cycles; each block asserts its own.
 PTR_READ_LATENCY = 2  # column in, start pointer out
 SPMAT_READ_LATENCY = 3  # column taken from the queue, first entry out
+DECODE_LATENCY = 1  # entry in, row and multiplier's operands out
 MULTIPLY_LATENCY = 3  # operands in, product out
 ACC_LATENCY = 2  # product in, accumulator memory written
 ACT_READ_LATENCY = 4  # scan command in, first activation out

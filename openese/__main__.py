@@ -91,6 +91,17 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--empty", action="store_true",
                      help="leave the memories empty; the host loads the model")
 
+    sub = command("bench", commands.bench, "The papers' tables beside ours, measured in RTL.")
+    sub.add_argument("table", choices=["eie"], help="eie: the nine layers of its Table III")
+    sub.add_argument("--layers", nargs="+", default=[], metavar="NAME",
+                     help="only these layers (Alex-6 ... NT-LSTM)")
+    sub.add_argument("--pes", type=int, default=64, metavar="N",
+                     help="processing elements (default 64, as the paper)")
+    sub.add_argument("--entry-bits", type=int, default=10, metavar="N",
+                     help="width of an entry with its 4-bit code (default 10; EIE's has 8)")
+    sub.add_argument("--queue-depth", type=int, default=16, metavar="N",
+                     help="activation queue depth (default 16; EIE's is 8)")
+
     sub = command("build", commands.build, "Synthesise, place, route and pack a bitstream.")
     sub.add_argument("model", metavar="MODEL.ese")
     sub.add_argument("--board", required=True, metavar="NAME")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-__all__ = ["Result", "build", "compress", "demo", "inspect", "simulate", "verilog"]
+__all__ = ["Result", "bench", "build", "compress", "demo", "inspect", "simulate", "verilog"]
 
 #: What ships with the package.
 DATA = Path(__file__).with_name("data")
@@ -184,6 +184,31 @@ def verilog(options: Namespace) -> Result:
     data = {"output": options.output, "pes": config.n_pes, "bytes": len(text.encode()),
             "lines": text.count("\n")}
     return Result(data, f"{data['output']}: {data['lines']:,} lines, {config.n_pes} PEs")
+
+
+def bench(options: Namespace) -> Result:
+    """EIE's layers beside the paper."""
+    from openese.sim.bench_eie import bench_eie
+
+    rows = bench_eie(options.layers, n_pes=options.pes, entry_bits=options.entry_bits,
+                     queue_depth=options.queue_depth,
+                     progress=lambda name: print(f"simulating {name}", file=sys.stderr))
+    mean = {key: float(np.exp(np.mean([np.log(row[key]) for row in rows])))
+            for key in ("utilisation", "eie_utilisation", "speedup")}
+    lines = [f"{'layer':<9}{'entries':>9}{'fillers':>9}{'useful':>9}{'cycles':>8}{'util.':>7}"
+             f"{'EIE':>7}{'us':>7}{'EIE us':>8}{'speed-up':>9}"]
+    lines += [f"{r['name']:<9}{r['entries']:>9,}{r['fillers']:>9,}{r['useful']:>9,}"
+              f"{r['cycles']:>8,}{r['utilisation']:>7.3f}{r['eie_utilisation']:>7.3f}"
+              f"{r['us']:>7.2f}{r['eie_us']:>8.1f}{r['speedup']:>9.2f}" for r in rows]
+    mismatches = sum(row["mismatches"] for row in rows)
+    lines += [
+        f"{'geometric mean':<44}{mean['utilisation']:>7.3f}{mean['eie_utilisation']:>7.3f}"
+        f"{'':>15}{mean['speedup']:>9.2f}",
+        f"{mismatches} mismatches over {sum(row['outputs'] for row in rows):,} outputs; "
+        f"{options.pes} PEs, times at EIE's 800 MHz; EIE: the paper's actual times",
+    ]
+    return Result({"rows": rows, "mismatches": mismatches, **mean}, "\n".join(lines),
+                  mismatches == 0)
 
 
 def build(options: Namespace) -> Result:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from openese.model.compile import Image, LayerTable
 from openese.model.config import (
     ACC_LATENCY,
+    DECODE_LATENCY,
     MULTIPLY_LATENCY,
     PTR_READ_LATENCY,
     SPMAT_READ_LATENCY,
@@ -23,8 +24,9 @@ from openese.model.reference import Reference
 
 __all__ = ["CyclePrediction", "LayerCycles", "predict_cycles"]
 
-#: The row is registered beside the first stage of the multiplier, so the product meets it there.
-_ENTRY_TO_WRITTEN = SPMAT_READ_LATENCY + MULTIPLY_LATENCY + ACC_LATENCY - 1
+#: From a PE taking a column to its first entry being added into the accumulator memory.
+_ENTRY_TO_WRITTEN = (
+    SPMAT_READ_LATENCY + DECODE_LATENCY + MULTIPLY_LATENCY + ACC_LATENCY - 1)
 
 
 @dataclass(frozen=True)

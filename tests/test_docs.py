@@ -18,8 +18,9 @@ WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """The blocks of a page run one after the other, in one namespace and a directory with the
-    file that they may ask for."""
+    file that they may ask for, and the shipped ones where they are in a checkout."""
     save(tmp_path / "net.ese", random_network(0, [24, 16, 10], 0.3))
+    (tmp_path / "openese").symlink_to(ROOT / "openese")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": page.stem}
     text = page.read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from amaranth.hdl import Signal
 
 from openese.hdl.decode import Decode
 from openese.hdl.layouts import Kind
-from openese.model.config import EngineConfig
+from openese.model.config import DECODE_LATENCY, EngineConfig
 
 from .helpers import (
     SMALL,
@@ -66,11 +66,12 @@ def check(config: EngineConfig, book: int, code_bits: int, seed: int, gaps: floa
 
     trace = play(Decode(config, init=table), script, WATCH, extra=2)
     for cycle, (weight, value, row) in expected.items():
-        assert (trace[cycle]["weight"], trace[cycle]["value"]) == (weight, value), cycle
+        decoded = trace[cycle + DECODE_LATENCY]
+        assert (decoded["weight"], decoded["value"]) == (weight, value), cycle
         if row is None:
             assert weight == 0
         else:
-            assert trace[cycle + 1]["row"] == row, cycle
+            assert decoded["row"] == row, cycle
     assert [bool(step["valid"]) for step in trace] == [
         cycle - 1 in expected for cycle in range(len(trace))]
 
@@ -99,7 +100,7 @@ def test_fillers_add_nothing_and_move_on_by_the_largest_index():
                for item in entries([word & 31 for word in words], -7)]
     trace = play(Decode(config, init=table), script, WATCH, extra=1)
     assert [step["row"] for step in trace[2:]] == [0, 1, *range(3, 31, 2), 31]
-    assert [step["weight"] for step in trace[3:-2]] == [0] * 14
+    assert [step["weight"] for step in trace[4:-1]] == [0] * 14
 
 
 def test_split_and_codebook_change_only_with_a_scan():
@@ -110,9 +111,9 @@ def test_split_and_codebook_change_only_with_a_scan():
         load_message(Kind.LOAD_BIAS, 1, 33, 0x3FFFF))]
     idle = {"i_broadcast.valid": 0, "i_broadcast.payload": scan_message(codebook=1, code_sel=0)}
     script = [select[0], *(step for message in [*select[1:], idle] for step in (message, item))]
-    trace = play(Decode(SMALL, init=table), script, WATCH)
+    trace = play(Decode(SMALL, init=table), script, WATCH, extra=1)
     expected = signed(table[(2 << SMALL.code_bits) + 1], SMALL.weight_bits)
-    assert [step["weight"] for step in trace[2::2]] == [expected] * 4
+    assert [step["weight"] for step in trace[3::2]] == [expected] * 4
 
 
 def test_load_fills_the_codebooks_of_every_pe():
@@ -128,8 +129,9 @@ def test_load_fills_the_codebooks_of_every_pe():
             codebook=book, code_sel=2)})
         script += [{"i.valid": 1, "i.payload": {"entry": code, "value": 0, "first": 1}}
                    for code in range(16)]
-    trace = play(Decode(SMALL), script, WATCH)
-    weights = [step["weight"] for step, did in zip(trace, script, strict=True) if "i.valid" in did]
+    trace = play(Decode(SMALL), script, WATCH, extra=1)
+    weights = [step["weight"] for step, did in zip(trace[1:], script, strict=True)
+               if "i.valid" in did]
     assert weights == [signed(word, SMALL.weight_bits) for word in table]
 
 

@@ -13,6 +13,7 @@ from openese.hdl.pe import ProcessingElement
 from openese.model.config import (
     ACC_LATENCY,
     ACT_READ_LATENCY,
+    DECODE_LATENCY,
     MULTIPLY_LATENCY,
     PTR_READ_LATENCY,
     SPMAT_READ_LATENCY,
@@ -34,7 +35,8 @@ from .helpers import (
 
 #: From a broadcast arriving at a PE to the first product being in its accumulator. The row is
 #: registered beside the multiplier, so the product meets it.
-TO_ACCUMULATOR = (1 + PTR_READ_LATENCY + 1 + SPMAT_READ_LATENCY + MULTIPLY_LATENCY + ACC_LATENCY)
+TO_ACCUMULATOR = (1 + PTR_READ_LATENCY + 1 + SPMAT_READ_LATENCY + DECODE_LATENCY
+                  + MULTIPLY_LATENCY + ACC_LATENCY)
 
 
 class Layer:
@@ -219,7 +221,7 @@ def test_latency_from_broadcast_to_accumulator():
     seen = trace(dut, {2: act_message(0, -7)}, 22, lambda ctx: (
         signed(plain(ctx.get(dut.accumulate.words[0])), SMALL.acc_bits), ctx.get(dut.busy)))
     written = 2 + TO_ACCUMULATOR
-    assert TO_ACCUMULATOR == 12
+    assert TO_ACCUMULATOR == 13
     # The relay takes a cycle, and so does the register of `busy`.
     assert seen == [(-21 * (cycle >= written), int(4 <= cycle <= written)) for cycle in range(22)]
 
