@@ -195,14 +195,14 @@ def bench(options: Namespace) -> Result:
                      progress=lambda name: print(f"simulating {name}", file=sys.stderr))
     mean = {key: float(np.exp(np.mean([np.log(row[key]) for row in rows])))
             for key in ("utilisation", "eie_utilisation", "speedup")}
-    lines = [f"{'layer':<9}{'entries':>9}{'fillers':>9}{'useful':>9}{'cycles':>8}{'util.':>7}"
+    lines = [f"{'layer':<9}{'entries':>10}{'fillers':>9}{'useful':>10}{'cycles':>8}{'util.':>7}"
              f"{'EIE':>7}{'us':>7}{'EIE us':>8}{'speed-up':>9}"]
-    lines += [f"{r['name']:<9}{r['entries']:>9,}{r['fillers']:>9,}{r['useful']:>9,}"
+    lines += [f"{r['name']:<9}{r['entries']:>10,}{r['fillers']:>9,}{r['useful']:>10,}"
               f"{r['cycles']:>8,}{r['utilisation']:>7.3f}{r['eie_utilisation']:>7.3f}"
               f"{r['us']:>7.2f}{r['eie_us']:>8.1f}{r['speedup']:>9.2f}" for r in rows]
     mismatches = sum(row["mismatches"] for row in rows)
     lines += [
-        f"{'geometric mean':<44}{mean['utilisation']:>7.3f}{mean['eie_utilisation']:>7.3f}"
+        f"{'geometric mean':<46}{mean['utilisation']:>7.3f}{mean['eie_utilisation']:>7.3f}"
         f"{'':>15}{mean['speedup']:>9.2f}",
         f"{mismatches} mismatches over {sum(row['outputs'] for row in rows):,} outputs; "
         f"{options.pes} PEs, times at EIE's 800 MHz; EIE: the paper's actual times",

@@ -10,7 +10,7 @@ from openese.model import host
 from openese.model.compile import Image, compile_network, size_for
 from openese.model.config import EngineConfig
 from openese.model.program import instruction_bits
-from openese.model.quantise import QuantisedNetwork, quantise
+from openese.model.quantise import quantise
 from openese.model.random_network import random_inputs, random_network
 from openese.model.reference import run_reference
 
@@ -83,27 +83,26 @@ def bench_eie(names: Sequence[str] = (), *, n_pes: int = 64, entry_bits: int = 1
     if unknown:
         raise ValueError(f"unknown layer {unknown[0]!r}; layers: {', '.join(LAYERS)}")
     chosen = {name: LAYERS[name] for name in names or LAYERS}
-    networks: dict[str, QuantisedNetwork] = {}
-    sizes = []
+    networks, quantised, sizes = {}, {}, []
     for name, layer in chosen.items():
-        network = random_network(
+        networks[name] = random_network(
             seed, [layer.inputs, layer.outputs], layer.weight_percent / 100)
-        config = size_for(network, n_pes, entry_bits=entry_bits, queue_depth=queue_depth)
-        networks[name] = quantise(network, config)
+        config = size_for(networks[name], n_pes, entry_bits=entry_bits, queue_depth=queue_depth)
+        quantised[name] = quantise(networks[name], config)
         sizes.append(config)
     config = sizes[0].with_(**{
         field: max(getattr(size, field) for size in sizes)
         for field in ("spmat_depth", "ptr_depth", "bias_depth", "act_depth", "acc_depth")})
 
-    rows = []
+    rows: list[dict] = []
     engine = Engine(config)
     lanes = engine.i_act.payload.shape()
     with Simulation(engine, backend=backend) as simulation:
         for name, layer in chosen.items():
             progress(name)
-            network = networks[name]
-            inputs = random_inputs(seed, network, 1, layer.act_percent / 100)
-            image, reference = compile_network(network, config), run_reference(network, inputs)
+            inputs = random_inputs(seed, networks[name], 1, layer.act_percent / 100)
+            image = compile_network(quantised[name], config)
+            reference = run_reference(quantised[name], inputs)
             simulation.reset()
             _fill(simulation, image)
             result = simulation.run(
