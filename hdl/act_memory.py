@@ -79,15 +79,22 @@ class ActMemory(wiring.Component):
         m.submodules.words = words = memory.Memory(self.words)
         write, read = words.write_port(), words.read_port()
 
+        # Registered, so that the zero test has a cycle of its own. A scan starts later than that.
         beat, result = self.i_input.payload, self.i_result.payload
         mine = self.i_input.valid & (beat.group == self.group)
-        m.d.comb += [
-            write.en.eq(mine | self.i_result.valid),
-            write.addr.eq(Mux(self.i_result.valid, result.act, beat.act)),
-            write.data.value.eq(Mux(self.i_result.valid, result.value, beat.value)),
-            write.data.nonzero.eq(write.data.value != 0),
+        written = Signal.like(write.data, reset_less=True)
+        write_addr = Signal.like(write.addr, reset_less=True)
+        write_en = Signal()
+        m.d.sync += [
+            write_en.eq(mine | self.i_result.valid),
+            write_addr.eq(Mux(self.i_result.valid, result.act, beat.act)),
+            written.value.eq(Mux(self.i_result.valid, result.value, beat.value)),
+            Assert(~(mine & self.i_result.valid), "input and write-back met"),
         ]
-        m.d.sync += Assert(~(mine & self.i_result.valid), "input and write-back met")
+        m.d.comb += [
+            write.en.eq(write_en), write.addr.eq(write_addr),
+            write.data.value.eq(written.value), write.data.nonzero.eq(written.value != 0),
+        ]
 
         # Stage 0 walks the rows, stage 1 waits for the memory, stage 2 holds its word, stage 3 is
         # the buffer. Block RAM answers late in a cycle: its word goes nowhere but to a register.

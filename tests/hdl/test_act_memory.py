@@ -168,7 +168,7 @@ def test_contents_are_signed():
     async def testbench(ctx):
         ctx.set(dut.i_result.valid, 1)
         ctx.set(dut.i_result.payload, {"act": 3, "value": -2})
-        await ctx.tick()
+        await ctx.tick().repeat(2)  # a register, then the memory
         assert plain(ctx.get(dut.words[3])) == {"value": -2, "nonzero": 1}
 
     simulate(dut, testbench)
