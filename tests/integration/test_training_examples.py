@@ -94,7 +94,7 @@ def lenets(monkeypatch):
 
 
 @pytest.mark.parametrize(("file", "network", "size", "wrong"), [
-    ("lenet_300_100/lenet_300_100_small.ese", "small.student", 7861, 1),
+    ("lenet_300_100/lenet_300_100_small.ese", "small.student", 7785, 1),
     ("lenet_5/lenet_5.ese", "lenets.lenet_5", 9533, 0),
 ])
 def test_recorded_files_hold_the_networks(lenets, monkeypatch, file, network, size, wrong):
