@@ -147,7 +147,8 @@ class Top(Elaboratable):
 
         m.domains.board = board = ClockDomain()
         m.domains.sync = sync = ClockDomain()
-        clock = Signal()
+        # Kept, or the net gets the name of one of its users and the constraint finds nothing.
+        clock = Signal(attrs={"keep": 1})
         reset = Signal(init=1)
         platform.add_clock_constraint(clock, self.pll.output_hz)
         m.submodules.board_reset = ResetSynchronizer(~pll.locked, domain="board")
