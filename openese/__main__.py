@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 
 from . import commands
@@ -128,10 +129,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"openese {options.command}: interrupted", file=sys.stderr)
         return 130
-    if options.json:
-        print(json.dumps(result.data, allow_nan=False))
-    else:
-        print(result.text)
+    text = json.dumps(result.data, allow_nan=False) if options.json else result.text
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; keep the interpreter's last flush quiet as well.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0 if result.held else 1
 
 

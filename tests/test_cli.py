@@ -1,6 +1,8 @@
 """The command line: what it prints, its exit status, and that bad input writes nothing."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +176,14 @@ def test_inputs_that_are_no_arrays(capsys, small, tmp_path):
     assert "not a readable .npz file" in fails(capsys, "simulate", small[0], str(text_file))
     assert "needs an array named x" in fails(capsys, "simulate", small[0], str(other))
     assert "not a readable .npz file" in fails(capsys, "simulate", small[0], str(pickled))
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    with subprocess.Popen([sys.executable, "-m", "openese", "inspect", SHIPPED],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 def test_api_in_three_calls(small):
