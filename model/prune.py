@@ -440,6 +440,9 @@ class Masks:
         Until then the gradients of pruned weights are 0 as soon as a backward pass has made them,
         and count in no gradient's norm. An optimizer that calls a closure within its step
         (L-BFGS) finds them 0 at each call, whatever it tried.
+
+        A mask stays where it is: call ``remove()`` before you reorder the rows or columns of a
+        weight, and make new masks afterwards (`from_zeros`).
         """
         self.apply()
         removes = [before_closures(optimizer, self.apply).remove,
