@@ -13,9 +13,9 @@ from openese.model import host
 from openese.model.compile import compile_network, size_for
 from openese.model.config import EngineConfig
 from openese.model.network import CompressedLinear, CompressedNetwork
-from openese.model.quantise import quantise
+from openese.model.quantise import accumulator_bound, quantise
 from openese.model.random_network import random_inputs, random_network
-from openese.model.reference import run_reference
+from openese.model.reference import accumulate, run_reference
 from openese.sim.cycle_model import predict_cycles
 from openese.sim.simulate import run_engine
 from openese.sim.simulation import Simulation
@@ -23,7 +23,9 @@ from openese.sim.streams import pack, random_stalls
 
 NETWORK = random_network(7, [37, 29, 11], [0.3, 0.5])
 INPUTS = random_inputs(7, NETWORK, 3, 0.5, negative=True)
-EXPECTED = run_reference(quantise(NETWORK, EngineConfig(n_pes=1)), INPUTS).outputs
+REFERENCE = run_reference(quantise(NETWORK, EngineConfig(n_pes=1)), INPUTS)
+EXPECTED = REFERENCE.outputs
+ACTIVE = [activations != 0 for activations in REFERENCE.activations]
 
 
 def compiled(network: CompressedNetwork, n_pes: int, **overrides):
@@ -69,7 +71,16 @@ def test_queue_depths(n_pes, queue_depth):
 def test_index_widths(n_pes, index_bits):
     report = check(NETWORK, INPUTS, n_pes, entry_bits=index_bits + 4)
     assert np.array_equal(report.raw, EXPECTED)
-    assert (report.fillers == 0) == (29 // n_pes <= 1 << index_bits or report.fillers == 0)
+    # A gap needs a filler when it is longer than the index can say; count from the dense matrices.
+    fillers = 0
+    for layer, active in zip(NETWORK.layers, ACTIVE, strict=True):
+        for column, vectors in enumerate(active.sum(axis=0)):
+            for pe in range(n_pes):
+                rows = np.flatnonzero(layer.dense()[pe::n_pes, column])
+                gaps = np.diff(rows, prepend=-1) - 1
+                fillers += int(vectors) * int((gaps >> index_bits).sum())
+    assert report.fillers == fillers
+    assert (fillers > 0) == (n_pes == 1 and index_bits == 3)
 
 
 @pytest.mark.parametrize("code_bits", [1, 2, 3, 4, 5])
@@ -207,15 +218,25 @@ def test_edge_cases(name, n_pes):
     check(network, inputs, n_pes)
 
 
+@pytest.mark.parametrize("weight", [-1.0, 1.0])
 @pytest.mark.parametrize("value", [-32768, 32767, -1])
-def test_largest_magnitudes_in_every_pe_at_once(value):
-    """Minimum times minimum, all accumulators at their bound, outputs saturated and counted."""
-    codes = np.tile([1, 2, 1, 1], (6, 8))
+def test_largest_magnitudes_in_every_pe_at_once(value, weight):
+    """All products of one sign and as large as they get: accumulators at their proved bound,
+    outputs at both rails, every saturation counted."""
     network = CompressedNetwork(
-        [layer(codes, codebook=(0, -1.0, 0.99997, -1.0), out_frac=0)], in_frac=12)
+        [layer(np.ones((6, 32), int), codebook=(0, weight), out_frac=9)], in_frac=12)
+    quantised = compiled(network, 3)[0]
     inputs = np.full((2, 32), value)
     report = check(network, inputs, 3)
-    assert report.saturations == run_reference(compiled(network, 3)[0], inputs).saturations
+    reached = np.abs(accumulate(quantised.layers[0], inputs)).max()
+    bound = accumulator_bound(quantised.layers[0], 16)
+    if value == -1:
+        assert report.saturations == 0
+        assert (report.raw == -4 * weight).all()
+    else:
+        assert reached == bound * abs(value) // 32768
+        assert report.saturations == report.outputs
+        assert (report.raw == (32767 if value * weight > 0 else -32768)).all()
 
 
 def test_saturations_are_counted_by_the_engine():
