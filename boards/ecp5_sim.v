@@ -2,10 +2,10 @@
 // DP16KD and the multiplier MULT18X18D. Every other primitive of a netlist has its model in
 // Yosys's own techlibs.
 //
-// Written for this project after what Lattice documents in FPGA-TN-02204 (memory usage guide,
-// formerly TN1264) and FPGA-TN-02205 (sysDSP usage guide), with the pin and initialisation
-// conventions that Yosys's mapping rules rely on. Compared neither with silicon nor with the
-// vendor's own models.
+// Written for this project from knowledge of the behaviour that Lattice's FPGA-TN-02204 (memory
+// usage guide, formerly TN1264) and FPGA-TN-02205 (sysDSP usage guide) describe; the documents
+// themselves were not at hand. Pins and initialisation follow Yosys's mapping rules. Compared
+// neither with the documents, nor with silicon, nor with the vendor's own models.
 //
 // Modelled are the modes that netlists of the engine use. What is left out stops the simulation
 // instead of being guessed: a parameter value that is not modelled instantiates a module that does
