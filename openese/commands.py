@@ -14,7 +14,7 @@ __all__ = ["Result", "bench", "build", "compress", "demo", "inspect", "simulate"
 #: What ships with the package.
 DATA = Path(__file__).with_name("data")
 
-#: Digits that the demonstration runs on Amaranth's own simulator, which is a thousand times slower.
+#: Digits that the demonstration runs on Amaranth's own simulator: some 1,200 cycles per second.
 SLOW_DEMO_DIGITS = 4
 
 
