@@ -19,12 +19,12 @@ DECODE_LATENCY = 1  # entry in, row and multiplier's operands out
 MULTIPLY_LATENCY = 3  # operands in, product out
 ACC_LATENCY = 2  # product in, accumulator memory written
 ACT_READ_LATENCY = 4  # scan command in, first activation out
-WRITE_BACK_LATENCY = 5  # command in, first activation written
+WRITE_BACK_LATENCY = 8  # command in, first activation written
 
 
 def _bits_for(largest: int) -> int:
     """Bits that hold 0..largest; at least 1, since a signal of width 0 is no Verilog."""
-    return max(1, int(largest).bit_length())
+    return max(1, int(max(0, largest)).bit_length())
 
 
 def _levels(leaves: int, arity: int) -> int:
@@ -65,7 +65,21 @@ class EngineConfig:
     bias_guard
         Fraction bits of a bias below those of the output activation it is added to.
     input_lanes
-        Activations per beat of the input stream; divides ``n_pes``.
+        Activations per beat of the input stream and channel; divides ``n_pes``.
+    channels
+        Independent streams that share every weight read (ESE's voice streams), 1 to 32. Each has
+        its own activations, accumulators and state.
+    direct_weights
+        Entries hold signed fixed-point weights of ``code_bits`` (ESE), not codes of a codebook.
+    pointers
+        ``False``: columns have no pointers; the entries of a matrix are read in order, and every
+        activation is broadcast, zero or not.
+    state_depth
+        Words of the element-wise unit's state memory: one for each unit of the recurrent layers
+        and each output of their projections. 0: the engine has no element-wise unit and runs
+        feed-forward networks only.
+    peephole_depth
+        Units that have peephole weights. 0: no peephole multipliers.
 
     Raises
     ------
@@ -93,17 +107,26 @@ class EngineConfig:
     shift_bits: int = 3
     bias_guard: int = 2
     input_lanes: int = 1
+    channels: int = 1
+    direct_weights: bool = False
+    pointers: bool = True
+    state_depth: int = 0
+    peephole_depth: int = 0
 
     def __post_init__(self) -> None:
         limits = {
             "n_pes": (1, 256), "queue_depth": (1, 1024), "entry_bits": (2, 24),
-            "code_bits": (1, 8), "min_code_bits": (1, self.code_bits),
+            "code_bits": (1, 16 if self.direct_weights else 8), "min_code_bits": (1, self.code_bits),
             "spmat_depth": (1, 1 << 18), "ptr_depth": (1, 1 << 16), "bias_depth": (1, 1 << 16),
             "act_depth": (2, 1 << 16), "acc_depth": (1, 1 << 16), "codebooks": (1, 64),
             "program_depth": (2, 1024), "act_bits": (4, 18), "weight_bits": (4, 18),
             "acc_bits": (16, 48), "bias_bits": (4, 32), "shift_base": (0, 24),
             "shift_bits": (1, 5), "bias_guard": (1, 8), "input_lanes": (1, self.n_pes),
+            "channels": (1, 32), "state_depth": (0, 1 << 16), "peephole_depth": (0, 1 << 16),
         }
+        for name in ("direct_weights", "pointers"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -115,6 +138,15 @@ class EngineConfig:
         if self.shift_base >= self.acc_bits:
             raise ValueError(f"shift_base must be less than acc_bits ({self.acc_bits}) to leave "
                              f"something of an accumulator, not {self.shift_base!r}")
+        if self.direct_weights and self.weight_bits < self.code_bits:
+            raise ValueError(f"weight_bits must be at least code_bits ({self.code_bits}) where "
+                             f"weights are stored directly, not {self.weight_bits!r}")
+        if self.state_depth and self.act_bits < 8:
+            raise ValueError(f"act_bits must be at least 8 for recurrent layers, "
+                             f"not {self.act_bits!r}")
+        if self.peephole_depth > self.state_depth:
+            raise ValueError(f"peephole_depth must be at most state_depth ({self.state_depth}), "
+                             f"not {self.peephole_depth!r}")
         if self.n_pes % self.input_lanes:
             raise ValueError(
                 f"input_lanes must divide n_pes ({self.n_pes}), not {self.input_lanes!r}")
@@ -159,6 +191,19 @@ class EngineConfig:
     @property
     def codebook_addr_bits(self) -> int:
         return _bits_for(self.codebook_depth - 1)
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether the engine has an element-wise unit."""
+        return self.state_depth > 0
+
+    @property
+    def state_addr_bits(self) -> int:
+        return _bits_for(self.state_depth - 1)
+
+    @property
+    def peephole_addr_bits(self) -> int:
+        return _bits_for(self.peephole_depth - 1)
 
     @property
     def program_addr_bits(self) -> int:

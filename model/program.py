@@ -7,7 +7,7 @@ from enum import IntEnum
 
 from openese.model.config import EngineConfig
 
-__all__ = ["Op", "decode", "encode", "instruction_bits", "instruction_fields"]
+__all__ = ["Cell", "Op", "decode", "encode", "instruction_bits", "instruction_fields"]
 
 
 class Op(IntEnum):
@@ -19,6 +19,23 @@ class Op(IntEnum):
     """Round, add the bias, ReLU, saturate, write the activations and clear the accumulators."""
     OUTPUT = 2
     """Send the activations of a region out of the engine."""
+    CELL = 3
+    """Have the element-wise unit turn accumulators into hidden states (recurrent engines)."""
+    STATE = 4
+    """Send cell states out of the engine (recurrent engines)."""
+
+
+class Cell(IntEnum):
+    """What the element-wise unit computes of the rounded accumulators of a unit."""
+
+    PASS = 0
+    """``h = a0``: a projection, or a ReLU cell (the write-back rounds and clips at 0)."""
+    TANH = 1
+    """``h = tanh(a0)``."""
+    LSTM = 2
+    """Gates i, f, g, o in ``a0 .. a3``."""
+    GRU = 3
+    """Gates r, z in ``a0, a1``; ``a2``, ``a3`` the input's and the state's part of n."""
 
 
 def instruction_fields(config: EngineConfig) -> dict[str, int]:
@@ -29,9 +46,22 @@ def instruction_fields(config: EngineConfig) -> dict[str, int]:
     (rows of that region), ``rem`` (PEs with an element in the last row, 1 to ``n_pes``), ``base``
     (first column pointer of SPMV, first bias of WRITE), ``codebook``, ``code_sel`` (code width
     minus ``min_code_bits``), ``shift`` (minus ``shift_base + bias_guard``), ``relu``.
+
+    Without pointers: ``spmat`` (SPMV: address of the matrix in every PE).
+
+    Recurrent engines: ``acc`` and ``acc_odd`` (first accumulator of SPMV, WRITE and CELL, in passes
+    of even and odd number), ``first`` (execute only in the first pass after accumulators were
+    cleared), ``prefetch`` (SPMV from_input for the next pass: execute only if its input has
+    arrived; the next SPMV from_input without this bit is then skipped), ``flow`` (go on to the
+    next instruction without waiting for the PEs), ``sync`` (start only when the element-wise unit
+    is idle), ``feed`` (SPMV: columns are what the element-wise unit gives, not a region), and of
+    CELL: ``cell`` (`Cell`), ``gates`` (accumulators of a unit minus 1), ``peephole`` (use peephole
+    weights), ``cell_shift``, ``peep_shift`` (see `openese.model.elementwise`), ``state``, ``peep``
+    (first words in the state and peephole memories), ``to_act``, ``to_feed``, ``to_out`` (where
+    results go: region ``act``, the SPMV with ``feed``, the output stream).
     """
-    return {
-        "op": 2,
+    fields = {
+        "op": 3,
         "last": 1,
         "from_input": 1,
         "act": config.act_addr_bits,
@@ -43,6 +73,17 @@ def instruction_fields(config: EngineConfig) -> dict[str, int]:
         "shift": config.shift_bits,
         "relu": 1,
     }
+    if not config.pointers:
+        fields["spmat"] = config.spmat_addr_bits
+    if config.recurrent:
+        fields |= {
+            "acc": config.acc_addr_bits, "acc_odd": config.acc_addr_bits,
+            "first": 1, "prefetch": 1, "flow": 1, "sync": 1, "feed": 1,
+            "cell": 2, "gates": 2, "peephole": 1, "cell_shift": 3, "peep_shift": 3,
+            "state": config.state_addr_bits, "peep": config.peephole_addr_bits,
+            "to_act": 1, "to_feed": 1, "to_out": 1,
+        }
+    return fields
 
 
 def instruction_bits(config: EngineConfig) -> int:
