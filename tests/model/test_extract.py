@@ -7,13 +7,14 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
 from openese.model.extract import UnsupportedModuleError, extract_chain
+from openese.model.peephole import PeepholeLSTM
 
 # On a busy machine threads that wait for each other cost far more than these sizes gain.
 torch.set_num_threads(1)
 
 
 def summary(model):
-    return [(layer.name, layer.module.in_features, layer.module.out_features, layer.relu)
+    return [(layer.name, layer.in_features, layer.out_features, layer.relu)
             for layer in extract_chain(model)]
 
 
@@ -109,9 +110,127 @@ def test_an_unused_optional_input_does_not_matter():
     assert summary(Optional()) == [("fc", 2, 2, False)]
 
 
+# -- recurrent models -----------------------------------------------------------------------------
+
+
+def rnn(forward, module=None, **extra):
+    return Net(forward, rnn=nn.LSTM(6, 5, batch_first=True) if module is None else module,
+               fc=nn.Linear(5, 3), **extra)
+
+
+@pytest.mark.parametrize(("module", "outputs"), [
+    (nn.RNN(6, 4), 4), (nn.RNN(6, 4, nonlinearity="relu", bias=False), 4),
+    (nn.GRU(6, 4, num_layers=2, dropout=0.5), 4), (nn.LSTM(6, 4, batch_first=True), 4),
+    (nn.LSTM(6, 4, proj_size=3, num_layers=3), 3), (nn.LSTM(6, 4, bidirectional=True), 8),
+    (nn.LSTM(6, 4, proj_size=3, bidirectional=True), 6), (nn.GRU(6, 4, bidirectional=True), 8),
+    (PeepholeLSTM(6, 4, proj_size=2), 2), (PeepholeLSTM(6, 4, num_layers=2, batch_first=True), 4),
+])
+def test_recurrent_modules_alone_and_before_linear(module, outputs):
+    assert summary(module) == summary(nn.Sequential(module)) == [("0", 6, outputs, False)]
+    assert extract_chain(module)[0].module is module
+    assert extract_chain(module)[0].recurrent
+    model = Net(lambda m, x: m.fc(m.rnn(x)[0]).relu(), rnn=module, fc=nn.Linear(outputs, 3))
+    assert summary(model) == [("rnn", 6, outputs, False), ("fc", outputs, 3, True)]
+    assert [layer.last for layer in extract_chain(model)] == [False, False]
+
+
+def unpacked(m, x):
+    out, _ = m.rnn(x)
+    return m.fc(out)
+
+
+def unpacked_state(m, x):
+    out, (_, _) = m.rnn(x)
+    return m.fc(out)
+
+
+def indexed(m, x):
+    return m.fc(m.rnn(x)[0])
+
+
+def without_a_state(m, x):
+    out, _ = m.rnn(x, None)
+    return m.fc(out)
+
+
+def named_none(m, x):
+    return m.fc(m.rnn(x, hx=None)[0])
+
+
+def with_state(m, x):
+    out, state = m.rnn(x)
+    return m.fc(out), state
+
+
+def with_parts_of_the_state(m, x):
+    out, (h, c) = m.rnn(x)
+    return m.fc(out), [h, (c, h[-1])]
+
+
+@pytest.mark.parametrize("forward", [unpacked, unpacked_state, indexed, without_a_state, named_none,
+                                     with_state, with_parts_of_the_state])
+def test_every_way_to_take_the_output(forward):
+    model = rnn(forward)
+    model(torch.zeros(2, 4, 6))
+    assert summary(model) == [("rnn", 6, 5, False), ("fc", 5, 3, False)]
+
+
+def test_all_that_a_recurrent_module_gives_may_be_returned():
+    for forward in (lambda m, x: m.rnn(x), lambda m, x: (lambda r: (r[0], r[1]))(m.rnn(x))):
+        assert summary(rnn(forward)) == [("rnn", 6, 5, False)]
+
+
+def test_recurrent_and_linear_layers_in_any_order():
+    def forward(m, x):
+        y, _ = m.b(m.drop(torch.relu(m.a(x))))
+        z, _ = m.c(m.drop(y))
+        return m.e(m.d(z)[0])
+
+    model = Net(forward, a=nn.Linear(7, 6), b=nn.GRU(6, 5), drop=nn.Dropout(0.5),
+                c=PeepholeLSTM(5, 4), d=nn.RNN(4, 3, bidirectional=True), e=nn.Linear(6, 1))
+    assert summary(model) == [("a", 7, 6, True), ("b", 6, 5, False), ("c", 5, 4, False),
+                              ("d", 4, 6, False), ("e", 6, 1, False)]
+
+
+@pytest.mark.parametrize(("batch_first", "forward"), [
+    (True, lambda m, x: m.fc(m.rnn(x)[0][:, -1])),
+    (True, lambda m, x: m.fc(m.rnn(x)[0][:, -1, :])),
+    (True, lambda m, x: m.fc(m.drop(m.rnn(x)[0][:, -1, ...]))),
+    (True, lambda m, x: m.fc(m.rnn(x)[0][:, -1].flatten(1))),
+    (True, lambda m, x: m.fc(m.rnn(x)[0][:, -1].view(-1, 5))),
+    (False, lambda m, x: m.fc(m.rnn(x)[0][-1])),
+    (False, lambda m, x: m.fc(m.rnn(x)[0][-1, :, :])),
+])
+def test_the_last_step_may_be_selected(batch_first, forward):
+    model = rnn(forward, nn.LSTM(6, 5, batch_first=batch_first), drop=nn.Dropout())
+    assert model(torch.zeros(3, 4, 6)).ndim == 2
+    chain = extract_chain(model)
+    assert [(layer.name, layer.last) for layer in chain] == [("rnn", True), ("fc", False)]
+
+
+def test_the_last_step_of_a_linear_layer_may_be_selected():
+    model = rnn(lambda m, x: torch.relu(m.fc(m.rnn(x)[0])[:, -1]))
+    chain = extract_chain(model)
+    assert [(layer.name, layer.last, layer.relu) for layer in chain] == [
+        ("rnn", False, False), ("fc", True, True)]
+
+
 class Subclass(nn.Linear):
     def forward(self, input):
         return 2 * super().forward(input)
+
+
+class LSTMSubclass(nn.LSTM):
+    pass
+
+
+class Stateful(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(4, 4)
+
+    def forward(self, x, state):
+        return self.rnn(x, state)
 
 
 class Data(nn.Module):
@@ -136,6 +255,26 @@ def tied():
     model = mlp(lambda m, x: m.c(m.b(m.a(x))), c=nn.Linear(5, 5))
     model.c.weight = model.b.weight
     return model
+
+
+def zeros_as_state(m, x):
+    h = torch.zeros(1, x.size(0), 5)
+    return m.fc(m.rnn(x, (h, h))[0])
+
+
+def final_state(m, x):
+    _, (h, _) = m.rnn(x)
+    return m.fc(h[-1])
+
+
+def tied_inside():
+    module = nn.GRU(4, 4, num_layers=2)
+    module.weight_hh_l1 = module.weight_hh_l0
+    return module
+
+
+def two_orders():
+    return rnn(lambda m, x: m.other(m.rnn(x)[0])[0], other=nn.GRU(5, 2))
 
 
 def hooked():
@@ -164,7 +303,11 @@ def with_value(value):
     return model
 
 
-SUPPORTED = "supported is one chain of Linear, ReLU, Flatten, Dropout and Identity"
+SUPPORTED = ("supported is one chain of Linear, ReLU, RNN, GRU, LSTM, PeepholeLSTM, Flatten, "
+             "Dropout and Identity")
+STATE = ("is called with an initial state; states are zero at the start, and others are given to "
+         "openese at run time: leave it out of forward")
+LAST = "takes the steps of the sequence apart; Linear layers work on every step as it is"
 REFUSED = {
     "module": (lambda: nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Sigmoid())),
                f"module '1.0' (Sigmoid) is not supported; {SUPPORTED}"),
@@ -176,7 +319,58 @@ REFUSED = {
     "relu6": (lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU6()), "module '1' (ReLU6)"),
     "norm": (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
              "module '1' (BatchNorm1d) is not supported"),
-    "lstm": (lambda: nn.Sequential(nn.LSTM(4, 4)), "module '0' (LSTM) is not supported"),
+    "cell": (lambda: nn.Sequential(nn.LSTMCell(4, 4)), "module '0' (LSTMCell) is not supported"),
+    "subclass of lstm": (lambda: nn.Sequential(LSTMSubclass(4, 4)),
+                         "module '0' (LSTMSubclass) is not supported"),
+    "state argument": (Stateful, f"module 'rnn' (LSTM) {STATE}"),
+    "zeros as state": (lambda: rnn(zeros_as_state), f"module 'rnn' (LSTM) {STATE}"),
+    "named state": (lambda: rnn(lambda m, x: m.rnn(x, hx=x)[0]), f"module 'rnn' (LSTM) {STATE}"),
+    "final state": (lambda: rnn(final_state),
+                    "module 'fc' computes with the final state of a recurrent module; take the "
+                    "last step of its output instead: out[:, -1] with batch_first, out[-1]"),
+    "returned state alone": (lambda: rnn(lambda m, x: m.rnn(x)[1]), "must return the output"),
+    "all and states": (lambda: rnn(lambda m, x: (lambda r: (r, r[1]))(m.rnn(x))),
+                       "must return the output of its last layer and nothing else but final"),
+    "tuple": (lambda: nn.Sequential(nn.GRU(6, 5), nn.Linear(5, 2)),
+              "module '1' takes all that module '0' gives; give it the output alone: out, _ ="),
+    "first step": (lambda: rnn(lambda m, x: m.fc(m.rnn(x)[0][:, 0])),
+                   "'getitem' in the model's forward selects something else than the last step, "
+                   "which is out[:, -1] as 'rnn' has batch_first=True"),
+    "last of the batch": (lambda: rnn(lambda m, x: m.fc(m.rnn(x)[0][:, -1]), nn.GRU(6, 5)),
+                          "which is out[-1] as 'rnn' has batch_first=False"),
+    "some steps": (lambda: rnn(lambda m, x: m.fc(m.rnn(x)[0][:, -1:])), "selects something else"),
+    "one feature": (lambda: rnn(lambda m, x: m.rnn(x)[0][:, -1, 2]), "selects something else"),
+    "mean": (lambda: rnn(lambda m, x: m.fc(m.rnn(x)[0].mean(1))),
+             "'mean' in the model's forward is not supported: an engine has an output for every"),
+    "mean without time": (lambda: mlp(lambda m, x: m.a(x).mean(1)),
+                          f"'mean' in the model's forward is not supported; {SUPPORTED}"),
+    "selected without time": (lambda: mlp(lambda m, x: m.a(x)[:, -1]),
+                              f"'getitem' in the model's forward is not supported; {SUPPORTED}"),
+    "last before recurrent": (
+        lambda: rnn(lambda m, x: m.more(m.rnn(x)[0][:, -1])[0], more=nn.GRU(5, 2)),
+        "module 'more' (GRU) comes after the last step was selected; only Linear layers may"),
+    "relu of a state": (lambda: rnn(lambda m, x: m.fc(m.rnn(x)[0].relu())),
+                        "'relu' in the model's forward is a ReLU after the recurrent module 'rnn'"),
+    "flattened steps": (lambda: rnn(lambda m, x: m.fc(m.rnn(x)[0].flatten(1))), LAST),
+    "all steps as a batch": (lambda: rnn(lambda m, x: m.fc(m.rnn(x)[0].reshape(-1, 5))), LAST),
+    "flatten module": (lambda: rnn(lambda m, x: m.fc(m.flat(m.rnn(x)[0])), flat=nn.Flatten()),
+                       f"module 'flat' (Flatten) {LAST}"),
+    "flat input": (lambda: rnn(lambda m, x: m.rnn(x.view(-1, 6))[0]),
+                   "'view' in the model's forward takes the steps apart that module 'rnn' (LSTM)"),
+    "two orders": (two_orders, "module 'other' (GRU) has batch_first=False, but 'rnn' before it "
+                               "has batch_first=True: one of the two takes the batch for time"),
+    "recurrent module twice": (lambda: rnn(lambda m, x: m.rnn(m.rnn(x)[0])[0], nn.GRU(5, 5)),
+                               "module 'rnn' (GRU) uses the weight of 'rnn' again; every layer"),
+    "tied inside": (tied_inside, "module '0' (GRU) uses a weight twice; every layer needs its own"),
+    "recurrent size": (lambda: Net(lambda m, x: m.rnn(m.fc(x))[0], fc=nn.Linear(2, 3),
+                                   rnn=nn.GRU(4, 2)),
+                       "module 'rnn' (GRU): input_size=4, but 'fc' before it gives 3"),
+    "double lstm": (lambda: nn.LSTM(3, 2).double(), "module '0' (LSTM): weight_ih_l0 is"),
+    "parametrized lstm": (
+        lambda: nn.Sequential(parametrizations.weight_norm(nn.LSTM(4, 4), "weight_hh_l0")),
+        "module '0' (ParametrizedLSTM) is not supported; remove parametrizations"),
+    "transposed": (lambda: rnn(lambda m, x: m.rnn(x.transpose(0, 1))[0]),
+                   "'transpose' in the model's forward is not supported"),
     "subclass": (lambda: nn.Sequential(Subclass(4, 4)), "module '0' (Subclass) is not supported"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(4)), "module '0' (LazyLinear) has forward hooks"),
     "function": (lambda: mlp(lambda m, x: torch.sigmoid(m.a(x))),
@@ -212,8 +406,8 @@ REFUSED = {
     "function relu first": (lambda: mlp(lambda m, x: m.a(torch.relu(x))),
                             "'relu' in the model's forward is a ReLU before the first Linear"),
     "no linear": (lambda: nn.Sequential(nn.Flatten(), nn.Identity()),
-                  f"the model has no Linear layer; {SUPPORTED}"),
-    "empty": (nn.Sequential, "the model has no Linear layer"),
+                  f"the model has no Linear or recurrent layer; {SUPPORTED}"),
+    "empty": (nn.Sequential, "the model has no Linear or recurrent layer"),
     "no module": (lambda: torch.zeros(3), "must be a torch.nn.Module, not Tensor"),
     "no forward": (lambda: nn.ModuleDict({"fc": nn.Linear(2, 2)}), "module '0' (ModuleDict)"),
     "control flow": (Data, "forward of Data cannot be traced"),
