@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from openese.model.config import ACT_READ_LATENCY, EngineConfig
 
 from .checks import checked_config
-from .layouts import Kind, broadcast_signature, scan_layout
+from .layouts import Kind, broadcast_signature, scan_layout, values_layout
 from .skid import Skid
 from .write_back import result_layout
 
@@ -20,7 +20,7 @@ def lane_layout(config: EngineConfig) -> data.StructLayout:
     return data.StructLayout({
         "group": max(1, (groups - 1).bit_length()),
         "act": config.act_addr_bits,
-        "value": signed(config.act_bits),
+        "values": values_layout(config),
     })
 
 
@@ -29,7 +29,8 @@ class ActMemory(wiring.Component):
 
     Regions are the program's business: it scans one while another is written. A scan gives one
     item per row, in order. In the last row, PEs beyond ``rem`` have no activation and give a
-    zero item whatever their memory holds. A `dense` scan marks every activation non-zero.
+    zero item whatever their memory holds. A `dense` scan marks every activation non-zero. An
+    activation is non-zero when it is in any channel.
 
     Latency: ``ACT_READ_LATENCY`` = 4 cycles from scan message to first item. Throughput: 1 item
     per cycle. Results and input beats never meet: the input stops during write-back.
@@ -62,7 +63,9 @@ class ActMemory(wiring.Component):
         # Whether an activation is zero is found out on the way in: behind the memory there is no
         # time for it, and block RAM is 18 bits wide anyway.
         self.words = memory.MemoryData(
-            shape=data.StructLayout({"value": signed(config.act_bits), "nonzero": 1}),
+            shape=data.ArrayLayout(
+                data.StructLayout({"value": signed(config.act_bits), "nonzero": 1}),
+                config.channels),
             depth=config.act_depth, init=[])
         super().__init__({
             "id": In(config.pe_bits),
@@ -77,24 +80,33 @@ class ActMemory(wiring.Component):
         m = Module()
         config = self._config
         m.submodules.words = words = memory.Memory(self.words)
-        write, read = words.write_port(), words.read_port()
+        # One channel's state can be loaded without touching the others.
+        write = words.write_port(granularity=1 if config.channels > 1 else None)
+        read = words.read_port()
 
         # Registered, so that the zero test has a cycle of its own. A scan starts later than that.
         beat, result = self.i_input.payload, self.i_result.payload
         mine = self.i_input.valid & (beat.group == self.group)
-        written = Signal.like(write.data, reset_less=True)
+        written = Signal(values_layout(config), reset_less=True)
         write_addr = Signal.like(write.addr, reset_less=True)
-        write_en = Signal()
+        write_en = Signal.like(write.en)
+        every = ~Const(0, len(write.en))
         m.d.sync += [
-            write_en.eq(mine | self.i_result.valid),
+            write_en.eq(Mux(mine | self.i_result.valid, every, 0)),
             write_addr.eq(Mux(self.i_result.valid, result.act, beat.act)),
-            written.value.eq(Mux(self.i_result.valid, result.value, beat.value)),
+            written.eq(Mux(self.i_result.valid, result.values, beat.values)),
             Assert(~(mine & self.i_result.valid), "input and write-back met"),
         ]
-        m.d.comb += [
-            write.en.eq(write_en), write.addr.eq(write_addr),
-            write.data.value.eq(written.value), write.data.nonzero.eq(written.value != 0),
-        ]
+        if config.recurrent:
+            load = self.i.payload.args.load
+            with m.If(self.i.valid & (self.i.payload.kind == Kind.LOAD_ACT)
+                      & (load.pe == self.id)):
+                m.d.sync += [
+                    write_en.eq(1 if config.channels == 1 else 1 << load.channel),
+                    write_addr.eq(load.addr), *(value.eq(load.data) for value in written)]
+        m.d.comb += [write.en.eq(write_en), write.addr.eq(write_addr)]
+        for slot, value in zip(write.data, written, strict=True):
+            m.d.comb += [slot.value.eq(value), slot.nonzero.eq(value != 0)]
 
         # Stage 0 walks the rows, stage 1 waits for the memory, stage 2 holds its word, stage 3 is
         # the buffer. Block RAM answers late in a cycle: its word goes nowhere but to a register.
@@ -112,10 +124,12 @@ class ActMemory(wiring.Component):
         m.d.comb += [
             read.addr.eq(addr), read.en.eq(ready_1),
             skid.i.valid.eq(valid_2),
-            skid.i.payload.value.eq(word.value),
-            skid.i.payload.nonzero.eq((word.nonzero | dense) & ~absent_2),
+            skid.i.payload.nonzero.eq(
+                (Cat(slot.nonzero for slot in word).any() | dense) & ~absent_2),
             skid.i.payload.last.eq(1),
         ]
+        m.d.comb += [
+            out.eq(slot.value) for out, slot in zip(skid.i.payload.values, word, strict=True)]
         wiring.connect(m, skid.o, wiring.flipped(self.o))
         with m.If(ready_2):
             m.d.sync += [valid_2.eq(valid_1), absent_2.eq(absent_1), word.eq(read.data)]

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from openese.model.config import DECODE_LATENCY, EngineConfig
 
 from .checks import checked_config, checked_contents
-from .layouts import Kind, broadcast_signature, entry_layout
+from .layouts import Kind, broadcast_signature, entry_layout, values_layout
 
 __all__ = ["Decode"]
 
@@ -15,8 +15,9 @@ __all__ = ["Decode"]
 class Decode(wiring.Component):
     """Splits an entry, accumulates its row index and looks its code up in the codebook.
 
-    EIE's first stage: codebook look-up and address accumulation side by side. The split between
-    code and index is the running layer's, told by the scan message that starts the layer.
+    EIE's first stage: codebook look-up and address accumulation side by side. The codebook, the
+    split between code and index, and the first row come along with the column. Weights stored
+    directly (ESE) need no codebook.
 
     Latency: ``DECODE_LATENCY`` = 1 cycle. The multiplier may be far away on the device, so its
     operands leave from registers. Throughput: 1 per cycle.
@@ -31,10 +32,10 @@ class Decode(wiring.Component):
     Members
     -------
     i_broadcast : ``In(broadcast_signature(config))``
-        Scan messages select codebook and split; load messages fill the codebook.
+        Load messages fill the codebook.
     i : ``In(stream.Signature(entry_layout(config), always_ready=True))``
     weight : ``Out(signed(weight_bits))``
-    value : ``Out(signed(act_bits))``
+    values : ``Out(values_layout(config))``
     row : ``Out(acc_addr_bits)``
     valid : ``Out(1)``
         Row and operands are an entry's.
@@ -58,7 +59,7 @@ class Decode(wiring.Component):
             "i_broadcast": In(broadcast_signature(config)),
             "i": In(stream.Signature(entry_layout(config), always_ready=True)),
             "weight": Out(signed(config.weight_bits)),
-            "value": Out(signed(config.act_bits)),
+            "values": Out(values_layout(config)),
             "row": Out(config.acc_addr_bits),
             "valid": Out(1),
         })
@@ -66,35 +67,33 @@ class Decode(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        m.submodules.codebook = codebook = memory.Memory(self.codebook)
-        write, read = codebook.write_port(), codebook.read_port(domain="comb")
-        message, args = self.i_broadcast.payload, self.i_broadcast.payload.args
-        m.d.comb += [
-            write.en.eq(self.i_broadcast.valid & (message.kind == Kind.LOAD_CODEBOOK)),
-            write.addr.eq(args.load.addr), write.data.eq(args.load.data),
-        ]
-
-        number = Signal.like(args.scan.codebook, reset_less=True)
-        code_sel = Signal.like(args.scan.code_sel, reset_less=True)
-        with m.If(self.i_broadcast.valid & (message.kind == Kind.SCAN)):
-            m.d.sync += [number.eq(args.scan.codebook), code_sel.eq(args.scan.code_sel)]
-
+        route = self.i.payload.route
         entry = self.i.payload.entry
         code = Signal(config.code_bits)
         index = Signal(config.entry_bits - config.min_code_bits)
-        with m.Switch(code_sel):
+        with m.Switch(route.code_sel):
             for bits in range(config.min_code_bits, config.code_bits + 1):
                 with m.Case(bits - config.min_code_bits):
-                    m.d.comb += [code.eq(entry[:bits]), index.eq(entry[bits:])]
-        base = Mux(self.i.payload.first, 0, self.row + 1)
-        m.d.comb += [
-            read.addr.eq(Cat(code, number)),
-        ]
+                    low = entry[:bits].as_signed() if config.direct_weights else entry[:bits]
+                    m.d.comb += [code.eq(low), index.eq(entry[bits:])]
         weight = Signal.like(self.weight, reset_less=True)
-        value = Signal.like(self.value, reset_less=True)
-        m.d.sync += [
-            self.valid.eq(self.i.valid), weight.eq(read.data), value.eq(self.i.payload.value)]
-        m.d.comb += [self.weight.eq(weight), self.value.eq(value)]
+        values = Signal.like(self.values, reset_less=True)
+        if config.direct_weights:
+            m.d.sync += weight.eq(code.as_signed())
+        else:
+            m.submodules.codebook = codebook = memory.Memory(self.codebook)
+            write, read = codebook.write_port(), codebook.read_port(domain="comb")
+            message, args = self.i_broadcast.payload, self.i_broadcast.payload.args
+            m.d.comb += [
+                write.en.eq(self.i_broadcast.valid & (message.kind == Kind.LOAD_CODEBOOK)),
+                write.addr.eq(args.load.addr), write.data.eq(args.load.data),
+                read.addr.eq(Cat(code, route.codebook)),
+            ]
+            m.d.sync += weight.eq(read.data)
+        top = route.acc if config.recurrent else 0
+        base = Mux(self.i.payload.first, top, self.row + 1)
+        m.d.sync += [self.valid.eq(self.i.valid), values.eq(self.i.payload.values)]
+        m.d.comb += [self.weight.eq(weight), self.values.eq(values)]
         with m.If(self.i.valid):
             m.d.sync += self.row.eq(base + index)
         return m

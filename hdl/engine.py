@@ -1,4 +1,4 @@
-"""The engine: PEs, LNZD tree, sequencer, and the streams to the outside."""
+"""The engine: PEs, LNZD tree, sequencer, element-wise unit, and the streams to the outside."""
 
 from amaranth import *
 from amaranth.lib import stream, wiring
@@ -7,8 +7,10 @@ from amaranth.lib.wiring import In, Out
 from openese.model.compile import Image
 from openese.model.config import EngineConfig
 
+from .cells import Cells
 from .checks import checked_config
 from .fan import ARITY, BroadcastTree, StatusTree
+from .gather import GatherTree
 from .host import HostInterface
 from .input_buffer import InputBuffer
 from .layouts import (
@@ -25,7 +27,8 @@ __all__ = ["Engine"]
 
 
 class Engine(wiring.Component):
-    """A programmable sparse matrix-vector engine in the manner of EIE.
+    """A programmable sparse matrix-vector engine in the manner of EIE, and of ESE where the
+    configuration has an element-wise unit.
 
     One engine runs every compressed model that fits its memories. The model comes over `i_host`
     or as contents of the memories at power-up, in which case the engine also runs from power-up.
@@ -92,10 +95,8 @@ class Engine(wiring.Component):
         wiring.connect(m, wiring.flipped(self.i_host), host.i)
         wiring.connect(m, host.o, wiring.flipped(self.o_host))
         wiring.connect(m, wiring.flipped(self.i_act), input_buffer.i)
-        wiring.connect(m, sequencer.o_act, wiring.flipped(self.o_act))
         wiring.connect(m, host.o_program, sequencer.i_load)
         wiring.connect(m, lnzd.o, sequencer.i_scan)
-        wiring.connect(m, input_buffer.o, spread.i)
         m.d.comb += [
             # The host loads only while the sequencer is idle.
             broadcast.i.valid.eq(sequencer.o.valid | host.o_load.valid),
@@ -103,16 +104,18 @@ class Engine(wiring.Component):
                 Mux(host.o_load.valid, host.o_load.payload, sequencer.o.payload)),
             sequencer.run.eq(host.run), host.idle.eq(sequencer.idle),
             host.computing.eq(sequencer.computing), host.finished.eq(sequencer.finished),
-            host.saturations.eq(status.saturations),
+            sequencer.restart.eq(host.restart), sequencer.call.eq(host.call),
+            sequencer.call_addr.eq(host.call_addr),
             sequencer.busy.eq(status.any_busy), sequencer.stall.eq(status.any_stall),
             sequencer.input_full.eq(input_buffer.full),
             sequencer.input_act.eq(input_buffer.full_act),
+            sequencer.input_active.eq(input_buffer.full_active),
             input_buffer.release.eq(sequencer.input_release),
-            input_buffer.hold.eq(sequencer.writing),
             input_buffer.rows.eq(host.rows), input_buffer.flush.eq(host.flush),
             input_buffer.act[0].eq(host.act[0]), input_buffer.act[1].eq(host.act[1]),
         ]
 
+        pes = []
         for p in range(config.n_pes):
             pe = ProcessingElement(config, **self._contents(p))
             m.submodules[f"pe_{p}"] = pe
@@ -126,12 +129,57 @@ class Engine(wiring.Component):
                 pe.i_input.valid.eq(beat.valid),
                 pe.i_input.payload.group.eq(beat.payload.group),
                 pe.i_input.payload.act.eq(beat.payload.act),
-                pe.i_input.payload.value.eq(beat.payload.values[p % config.input_lanes]),
+                pe.i_input.payload.values.eq(beat.payload.values[p % config.input_lanes]),
                 status.busy[p].eq(pe.busy), status.stall[p].eq(pe.almost_full),
-                status.saturated[p].eq(pe.saturated),
+                status.fence[p].eq(pe.fence), status.saturated[p].eq(pe.saturated),
             ]
             wiring.connect(m, pe.o, lnzd.i[p])
+            pes.append(pe)
+        if config.recurrent:
+            m.submodules.cells = cells = Cells(config, image.peephole if image is not None else ())
+            m.submodules.gather = gather = GatherTree(config)
+            self._join_cells(m, cells, gather, pes, sequencer, host, status)
+            beats = cells.o_beat
+        else:
+            wiring.connect(m, sequencer.o_act, wiring.flipped(self.o_act))
+            m.d.comb += [host.saturations.eq(status.saturations), sequencer.cells_idle.eq(1)]
+            beats = None
+        self._join_inputs(m, input_buffer, beats, spread, sequencer)
         return m
+
+    def _join_inputs(self, m, input_buffer, beats, spread, sequencer):
+        """Input vectors and results of cells share the way into the activation memories."""
+        m.d.comb += [
+            spread.i.valid.eq(input_buffer.o.valid), spread.i.payload.eq(input_buffer.o.payload),
+            input_buffer.hold.eq(sequencer.writing),
+        ]
+        if beats is not None:
+            with m.If(beats.valid):
+                m.d.comb += [
+                    spread.i.valid.eq(1), spread.i.payload.eq(beats.payload),
+                    input_buffer.hold.eq(1),
+                ]
+
+    def _join_cells(self, m, cells, gather, pes, sequencer, host, status):
+        wiring.connect(m, cells.o_feed, sequencer.i_feed)
+        for port, out in zip(cells.i, gather.o, strict=True):
+            m.d.comb += port.eq(out)
+        token = cells.o_token
+        for pe, port in zip(pes, gather.i, strict=True):
+            m.d.comb += [port.eq(pe.gate), pe.i_token.eq(token)]
+            token = pe.o_token
+        m.d.comb += [
+            cells.start.eq(sequencer.cells_start), cells.command.eq(sequencer.cells_command),
+            cells.active.eq(sequencer.cells_active), sequencer.cells_idle.eq(cells.idle),
+            cells.fence.eq(status.any_fence),
+            cells.i_load.valid.eq(host.o_load.valid), cells.i_load.payload.eq(host.o_load.payload),
+            host.saturations.eq(status.saturations + cells.saturations),
+            # Never both: OUTPUT waits for the cells.
+            self.o_act.valid.eq(sequencer.o_act.valid | cells.o_act.valid),
+            self.o_act.payload.eq(
+                Mux(cells.o_act.valid, cells.o_act.payload, sequencer.o_act.payload)),
+            sequencer.o_act.ready.eq(self.o_act.ready), cells.o_act.ready.eq(self.o_act.ready),
+        ]
 
     def _contents(self, pe: int) -> dict[str, list[int]]:
         """What the memories of a PE start with, as the integers Amaranth takes."""

@@ -8,7 +8,7 @@ from openese.model.config import EngineConfig
 
 from .checks import checked_config
 
-__all__ = ["ARITY", "BroadcastTree", "Relay", "StatusNode", "StatusTree"]
+__all__ = ["ARITY", "BroadcastTree", "Relay", "StatusNode", "StatusTree", "saturation_bits"]
 
 #: Children of a tree node.
 ARITY = 8
@@ -119,9 +119,9 @@ class StatusNode(wiring.Component):
 
     Members
     -------
-    busy, stall : ``In(children)``
+    busy, stall, fence : ``In(children)``
     saturations : ``In(count_bits).array(children)``
-    any_busy, any_stall : ``Out(1)``
+    any_busy, any_stall, any_fence : ``Out(1)``
     total : ``Out(count_bits + 3)``
 
     Raises
@@ -135,9 +135,10 @@ class StatusNode(wiring.Component):
             raise ValueError(f"children must be 1 to {ARITY}, not {children!r}")
         self._children = children
         super().__init__({
-            "busy": In(children), "stall": In(children),
+            "busy": In(children), "stall": In(children), "fence": In(children),
             "saturations": In(count_bits).array(children),
-            "any_busy": Out(1), "any_stall": Out(1), "total": Out(count_bits + 3),
+            "any_busy": Out(1), "any_stall": Out(1), "any_fence": Out(1),
+            "total": Out(count_bits + 3),
         })
 
     def elaborate(self, platform):
@@ -149,13 +150,19 @@ class StatusNode(wiring.Component):
         m.d.sync += [
             self.any_busy.eq(self.busy.any()),
             self.any_stall.eq(self.stall.any()),
+            self.any_fence.eq(self.fence.any()),
             self.total.eq(terms[0]),
         ]
         return m
 
 
+def saturation_bits(config: EngineConfig) -> int:
+    """Width of the number of saturations in a cycle."""
+    return Shape.cast(range(config.channels + 1)).width + 3 * config.fan_levels
+
+
 class StatusTree(wiring.Component):
-    """Gathers what all PEs report: busy, stall, and the number of saturations in a cycle.
+    """Gathers what all PEs report: busy, stall, fences, and the saturations in a cycle.
 
     Latency: ``config.fan_levels`` cycles.
 
@@ -166,10 +173,11 @@ class StatusTree(wiring.Component):
 
     Members
     -------
-    busy, stall, saturated : ``In(n_pes)``
+    busy, stall, fence : ``In(n_pes)``
         One bit per PE.
-    any_busy, any_stall : ``Out(1)``
-    saturations : ``Out(1 + 3 * fan_levels)``
+    saturated : ``In(range(channels + 1)).array(n_pes)``
+    any_busy, any_stall, any_fence : ``Out(1)``
+    saturations : ``Out(saturation_bits(config))``
 
     Raises
     ------
@@ -180,32 +188,36 @@ class StatusTree(wiring.Component):
     def __init__(self, config: EngineConfig):
         self._config = checked_config(config)
         super().__init__({
-            "busy": In(config.n_pes), "stall": In(config.n_pes), "saturated": In(config.n_pes),
-            "any_busy": Out(1), "any_stall": Out(1),
-            "saturations": Out(1 + 3 * config.fan_levels),
+            "busy": In(config.n_pes), "stall": In(config.n_pes), "fence": In(config.n_pes),
+            "saturated": In(range(config.channels + 1)).array(config.n_pes),
+            "any_busy": Out(1), "any_stall": Out(1), "any_fence": Out(1),
+            "saturations": Out(saturation_bits(config)),
         })
 
     def elaborate(self, platform):
         m = Module()
-        busy, stall = list(self.busy), list(self.stall)
+        busy, stall, fence = list(self.busy), list(self.stall), list(self.fence)
         counts = list(self.saturated)
+        count_bits = Shape.cast(range(self._config.channels + 1)).width
         for level in range(self._config.fan_levels):
             nodes = []
             for k in range(0, len(busy), ARITY):
                 children = len(busy[k:k + ARITY])
-                node = StatusNode(children, 1 + 3 * level)
+                node = StatusNode(children, count_bits + 3 * level)
                 m.submodules[f"node_{level}_{k // ARITY}"] = node
                 m.d.comb += [
                     node.busy.eq(Cat(busy[k:k + ARITY])),
                     node.stall.eq(Cat(stall[k:k + ARITY])),
+                    node.fence.eq(Cat(fence[k:k + ARITY])),
                 ]
                 m.d.comb += [node.saturations[c].eq(counts[k + c]) for c in range(children)]
                 nodes.append(node)
             busy = [node.any_busy for node in nodes]
             stall = [node.any_stall for node in nodes]
+            fence = [node.any_fence for node in nodes]
             counts = [node.total for node in nodes]
         m.d.comb += [
-            self.any_busy.eq(busy[0]), self.any_stall.eq(stall[0]),
+            self.any_busy.eq(busy[0]), self.any_stall.eq(stall[0]), self.any_fence.eq(fence[0]),
             self.saturations.eq(counts[0]),
         ]
         return m

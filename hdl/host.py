@@ -8,6 +8,7 @@ from openese.model.config import EngineConfig
 from openese.model.host import MAGIC, HostOp, InputRegister, Register, Target
 
 from .checks import checked_config
+from .fan import saturation_bits
 from .layouts import Kind, broadcast_signature
 from .sequencer import program_load_layout
 
@@ -41,6 +42,10 @@ class HostInterface(wiring.Component):
     rows : ``Out(rows_bits)``, act : ``Out(act_addr_bits).array(2)``, flush : ``Out(1)``
         Input descriptor, and a pulse when it changes.
     run : ``Out(1)``
+    restart : ``Out(1)``
+        A memory is being loaded: what passes have left in the engine is void.
+    call : ``Out(1)``, call_addr : ``Out(program_addr_bits)``
+        Run the routine at this address once.
     idle, computing, finished : ``In(1)``
         From the sequencer.
     saturations : ``In``
@@ -70,16 +75,17 @@ class HostInterface(wiring.Component):
                 stream.Signature(program_load_layout(config), always_ready=True)),
             "rows": Out(config.rows_bits, init=in_rows),
             "act": Out(config.act_addr_bits).array(2),
-            "flush": Out(1), "run": Out(1, init=run),
+            "flush": Out(1), "run": Out(1, init=run), "restart": Out(1),
+            "call": Out(1), "call_addr": Out(config.program_addr_bits),
             "idle": In(1), "computing": In(1), "finished": In(1),
-            "saturations": In(1 + 3 * config.fan_levels),
+            "saturations": In(saturation_bits(config) + 1),
         })
 
     def elaborate(self, platform):
         m = Module()
         config = self._config
         header = data.View(
-            data.StructLayout({"pe": 16, "reserved": 8, "target": 4, "op": 4}), self.i.payload)
+            data.StructLayout({"pe": 16, "channel": 8, "target": 4, "op": 4}), self.i.payload)
 
         cycles, saturations, passes = Signal(32), Signal(32), Signal(32)
         error = Signal()
@@ -96,32 +102,63 @@ class HostInterface(wiring.Component):
         # Load under way: its target, where the next item goes, and how many are left.
         target = Signal(4)
         pe = Signal(config.pe_bits)
+        pe_field = Signal(16)
+        channel = Signal(range(config.channels))
         addr = Signal(32)
         left = Signal(32)
+        # Items wider than a word come in chunks, low word first.
         chunk_bits = 32
-        width = Shape.cast(program_load_layout(config)["data"].shape).width
-        chunks = -(-width // chunk_bits)
-        chunk = Signal(range(chunks + 1))
-        gathered = Signal(chunks * chunk_bits)
-        word = Cat(gathered[chunk_bits:], self.i.payload) if chunks > 1 else self.i.payload
+        kinds = {
+            Target.SPMAT: (Kind.LOAD_SPMAT, config.spmat_word_bits),
+            Target.PTR: (Kind.LOAD_PTR, config.ptr_word_bits),
+            Target.BIAS: (Kind.LOAD_BIAS, config.bias_bits),
+            Target.CODEBOOK: (Kind.LOAD_CODEBOOK, config.weight_bits),
+        }
+        if config.recurrent:
+            kinds |= {
+                Target.ACT: (Kind.LOAD_ACT, config.act_bits),
+                Target.CELL: (Kind.LOAD_CELL, config.act_bits),
+            }
+            if config.channels > 1:
+                kinds[Target.RESULT] = Kind.LOAD_RESULT, config.act_bits
+            if config.peephole_depth:
+                kinds[Target.PEEPHOLE] = Kind.LOAD_PEEPHOLE, 3 * config.act_bits
+        widths = {target: bits for target, (_, bits) in kinds.items()}
+        widths[Target.PROGRAM] = Shape.cast(program_load_layout(config)["data"].shape).width
+        chunks = {target: -(-bits // chunk_bits) for target, bits in widths.items()}
+        most = max(chunks.values())
+        chunk = Signal(range(most + 1))
+        gathered = Signal(most * chunk_bits)
+        word = Signal(most * chunk_bits)
 
         answer = Signal(32)
         m.d.comb += self.o.payload.eq(answer)
         load = self.o_load.payload.args.load
         m.d.comb += [
-            load.pe.eq(pe), load.addr.eq(addr), load.data.eq(self.i.payload),
+            load.pe.eq(pe), load.addr.eq(addr), load.data.eq(word),
             self.o_program.payload.addr.eq(addr), self.o_program.payload.data.eq(word),
+            self.call_addr.eq(pe_field),
         ]
-        kinds = {
-            Target.SPMAT: Kind.LOAD_SPMAT, Target.PTR: Kind.LOAD_PTR,
-            Target.BIAS: Kind.LOAD_BIAS, Target.CODEBOOK: Kind.LOAD_CODEBOOK,
-        }
+        if config.recurrent:
+            m.d.comb += load.channel.eq(channel)
 
+        def whole_item(target: Target):
+            """Whether an item is complete with this word; gathers the words before."""
+            size = chunks[target]
+            m.d.comb += word.eq(Cat(gathered[(most - size + 1) * chunk_bits:], self.i.payload))
+            m.d.sync += [
+                gathered.eq(Cat(gathered[chunk_bits:], self.i.payload)),
+                chunk.eq(Mux(chunk == size - 1, 0, chunk + 1)),
+            ]
+            m.d.comb += item_done.eq(chunk == size - 1)
+
+        item_done = Signal()
         m.d.sync += self.flush.eq(0)
         with m.FSM():
             with m.State("HEADER"):
                 m.d.comb += self.i.ready.eq(1)
-                m.d.sync += [target.eq(header.target), pe.eq(header.pe)]
+                m.d.sync += [target.eq(header.target), pe.eq(header.pe), pe_field.eq(header.pe),
+                             channel.eq(header.channel)]
                 with m.If(self.i.valid), m.Switch(header.op):
                     with m.Case(HostOp.LOAD):
                         # Stops as STOP does; else a load sent to a running engine would keep
@@ -130,6 +167,8 @@ class HostInterface(wiring.Component):
                         with m.If(header.pe >= config.n_pes):
                             # No such PE; cut to its width the number would name another one.
                             m.d.sync += target.eq(NO_TARGET)
+                        with m.If(header.channel >= config.channels):
+                            m.d.sync += target.eq(NO_TARGET)
                         m.next = "ADDRESS"
                     with m.Case(HostOp.START):
                         m.d.sync += self.run.eq(1)
@@ -137,6 +176,10 @@ class HostInterface(wiring.Component):
                         m.d.sync += self.run.eq(0)
                     with m.Case(HostOp.READ):
                         m.next = "READ"
+                    if config.recurrent:
+                        with m.Case(HostOp.CALL):
+                            m.d.sync += self.run.eq(0)
+                            m.next = "CALL"
                     with m.Default():
                         m.d.sync += error.eq(1)
 
@@ -157,22 +200,18 @@ class HostInterface(wiring.Component):
             with m.State("LOAD"):
                 m.d.comb += self.i.ready.eq(self.idle)
                 with m.If(self.i.valid & self.idle):
-                    item_done = Signal()
-                    m.d.comb += item_done.eq(1)
+                    m.d.comb += [item_done.eq(1), self.restart.eq(1)]
                     with m.Switch(target):
-                        for number, kind in kinds.items():
+                        for number, (kind, _) in kinds.items():
                             with m.Case(number):
+                                whole_item(number)
                                 m.d.comb += [
-                                    self.o_load.valid.eq(1), self.o_load.payload.kind.eq(kind)]
+                                    self.o_load.valid.eq(item_done),
+                                    self.o_load.payload.kind.eq(kind),
+                                ]
                         with m.Case(Target.PROGRAM):
-                            m.d.comb += [
-                                item_done.eq(chunk == chunks - 1),
-                                self.o_program.valid.eq(item_done),
-                            ]
-                            m.d.sync += [
-                                gathered.eq(word),
-                                chunk.eq(Mux(item_done, 0, chunk + 1)),
-                            ]
+                            whole_item(Target.PROGRAM)
+                            m.d.comb += self.o_program.valid.eq(item_done)
                         with m.Case(Target.REGISTER), m.Switch(addr):
                             with m.Case(InputRegister.IN_ROWS):
                                 m.d.sync += self.flush.eq(1)
@@ -188,6 +227,14 @@ class HostInterface(wiring.Component):
                         m.d.sync += [addr.eq(addr + 1), left.eq(left - 1)]
                         with m.If(left == 1):
                             m.next = "HEADER"
+
+            if config.recurrent:
+                with m.State("CALL"):
+                    # Not before the pass under way is done, as with a load; the command after
+                    # this one is looked at when the routine has begun.
+                    m.d.comb += self.call.eq(self.idle)
+                    with m.If(self.idle):
+                        m.next = "HEADER"
 
             with m.State("READ"):
                 with m.Switch(target):

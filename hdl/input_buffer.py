@@ -33,8 +33,8 @@ class InputBuffer(wiring.Component):
         Take no beat in this cycle.
     i : ``In(act_signature(config))``
     o : ``Out(input_signature(config))``
-    full : ``Out(1)``, full_act : ``Out(act_addr_bits)``
-        The oldest complete vector's region.
+    full : ``Out(1)``, full_act : ``Out(act_addr_bits)``, full_active : ``Out(channels)``
+        The oldest complete vector's region, and the channels that have a step in it.
     release : ``In(1)``
         The oldest complete vector is not needed any more.
 
@@ -50,7 +50,8 @@ class InputBuffer(wiring.Component):
             "rows": In(config.rows_bits), "act": In(config.act_addr_bits).array(2),
             "flush": In(1), "hold": In(1),
             "i": In(act_signature(config)), "o": Out(input_signature(config)),
-            "full": Out(1), "full_act": Out(config.act_addr_bits), "release": In(1),
+            "full": Out(1), "full_act": Out(config.act_addr_bits),
+            "full_active": Out(config.channels), "release": In(1),
         })
 
     def elaborate(self, platform):
@@ -68,10 +69,23 @@ class InputBuffer(wiring.Component):
             self.o.valid.eq(self.i.valid & self.i.ready),
             self.o.payload.group.eq(group),
             self.o.payload.act.eq(region + row),
-            self.o.payload.values.eq(self.i.payload),
             self.full.eq(full.bit_select(oldest, 1)),
             self.full_act.eq(Mux(oldest, self.act[1], self.act[0])),
         ]
+        if self._config.channels == 1:
+            m.d.comb += [
+                *(lane[0].eq(value) for lane, value in
+                  zip(self.o.payload.values, self.i.payload, strict=True)),
+                self.full_active.eq(1),
+            ]
+        else:
+            active = Array(Signal(self._config.channels, name=f"active_{k}") for k in range(2))
+            with m.If(self.o.valid):
+                m.d.sync += active[filling].eq(self.i.payload.active)
+            m.d.comb += [
+                self.o.payload.values.eq(self.i.payload.values),
+                self.full_active.eq(active[oldest]),
+            ]
         with m.If(self.o.valid):
             m.d.sync += group.eq(group + 1)
             with m.If(group == groups - 1):

@@ -9,11 +9,11 @@ from openese.model.program import instruction_fields
 __all__ = [
     "Kind", "act_out_layout", "act_signature", "broadcast_layout", "broadcast_signature",
     "entry_layout", "input_layout", "input_signature", "instruction_layout", "ptr_layout",
-    "scan_layout", "start_layout",
+    "route_layout", "scan_layout", "start_layout", "values_layout",
 ]
 
 
-class Kind(enum.Enum, shape=3):
+class Kind(enum.Enum, shape=4):
     """What a broadcast message is."""
 
     ACT = 0  #: a non-zero activation and the address of its column pointer
@@ -23,6 +23,29 @@ class Kind(enum.Enum, shape=3):
     LOAD_PTR = 4
     LOAD_BIAS = 5
     LOAD_CODEBOOK = 6
+    LOAD_ACT = 7
+    FEED = 8  #: the columns that follow come from the element-wise unit; like SCAN without a scan
+    CELL = 9  #: mark the end of what a cell depends on, and prepare its write-back
+    LOAD_CELL = 10  #: of the element-wise unit, as the next two
+    LOAD_RESULT = 11
+    LOAD_PEEPHOLE = 12
+
+
+def values_layout(config: EngineConfig) -> data.ArrayLayout:
+    """An activation of every channel."""
+    return data.ArrayLayout(signed(config.act_bits), config.channels)
+
+
+def route_layout(config: EngineConfig) -> data.StructLayout:
+    """What a column needs beside its activations: where its entries go and how they are coded."""
+    fields = instruction_fields(config)
+    route: dict[str, int] = {}
+    if not config.direct_weights:
+        route |= {"codebook": fields["codebook"]}
+    route |= {"code_sel": fields["code_sel"]}
+    if config.recurrent:
+        route |= {"acc": config.acc_addr_bits}
+    return data.StructLayout(route)
 
 
 def broadcast_layout(config: EngineConfig) -> data.StructLayout:
@@ -31,35 +54,28 @@ def broadcast_layout(config: EngineConfig) -> data.StructLayout:
                          config.codebook_addr_bits)
     load_bits = max(config.spmat_word_bits, config.ptr_word_bits, config.bias_bits,
                     config.weight_bits)
-    fields = instruction_fields(config)
+    act = {"values": values_layout(config)}
+    scan = {"act": config.act_addr_bits, "rows": config.rows_bits, "rem": config.pe_bits + 1,
+            "route": route_layout(config), "dense": 1}
+    write = {"act": config.act_addr_bits, "rows": config.rows_bits, "bias": config.bias_addr_bits,
+             "shift": config.shift_bits, "relu": 1, "discard": 1}
+    load = {"pe": config.pe_bits, "addr": load_addr_bits, "data": load_bits}
+    if config.pointers:
+        act |= {"ptr": config.ptr_addr_bits}
+    else:
+        scan |= {"spmat": config.spmat_addr_bits}
+    if config.recurrent:
+        write |= {"acc": config.acc_addr_bits, "gates": 2}
+        load |= {"channel": max(1, (config.channels - 1).bit_length())}
+        load["addr"] = max(load_addr_bits, config.act_addr_bits, config.state_addr_bits,
+                           config.peephole_addr_bits)
+        load["data"] = max(load_bits, 3 * config.act_bits if config.peephole_depth
+                           else config.act_bits)
     return data.StructLayout({
         "kind": Kind,
         "args": data.UnionLayout({
-            "act": data.StructLayout({
-                "ptr": config.ptr_addr_bits,
-                "value": signed(config.act_bits),
-            }),
-            "scan": data.StructLayout({
-                "act": config.act_addr_bits,
-                "rows": config.rows_bits,
-                "rem": config.pe_bits + 1,
-                "codebook": fields["codebook"],
-                "code_sel": fields["code_sel"],
-                "dense": 1,
-            }),
-            "write": data.StructLayout({
-                "act": config.act_addr_bits,
-                "rows": config.rows_bits,
-                "bias": config.bias_addr_bits,
-                "shift": config.shift_bits,
-                "relu": 1,
-                "discard": 1,
-            }),
-            "load": data.StructLayout({
-                "pe": config.pe_bits,
-                "addr": load_addr_bits,
-                "data": load_bits,
-            }),
+            "act": data.StructLayout(act), "scan": data.StructLayout(scan),
+            "write": data.StructLayout(write), "load": data.StructLayout(load),
         }),
     })
 
@@ -75,7 +91,7 @@ def input_layout(config: EngineConfig) -> data.StructLayout:
     return data.StructLayout({
         "group": max(1, (groups - 1).bit_length()),
         "act": config.act_addr_bits,
-        "values": data.ArrayLayout(signed(config.act_bits), config.input_lanes),
+        "values": data.ArrayLayout(values_layout(config), config.input_lanes),
     })
 
 
@@ -85,23 +101,31 @@ def input_signature(config: EngineConfig) -> stream.Signature:
 
 
 def act_signature(config: EngineConfig) -> stream.Signature:
-    """The engine's input: ``input_lanes`` activations per beat, lane 0 in the lowest bits."""
-    return stream.Signature(
-        data.ArrayLayout(signed(config.act_bits), config.input_lanes))
+    """The engine's input: ``input_lanes`` activations per beat, lane 0 in the lowest bits.
+
+    With several channels each lane has an activation of each, and the beat says which channels
+    have a step in this vector; the last beat of a vector counts.
+    """
+    if config.channels == 1:
+        return stream.Signature(data.ArrayLayout(signed(config.act_bits), config.input_lanes))
+    return stream.Signature(data.StructLayout({
+        "values": data.ArrayLayout(values_layout(config), config.input_lanes),
+        "active": config.channels,
+    }))
 
 
 def act_out_layout(config: EngineConfig) -> data.StructLayout:
-    """The engine's output: one activation per beat."""
-    return data.StructLayout({"data": signed(config.act_bits), "last": 1})
+    """The engine's output: one activation of every channel per beat."""
+    return data.StructLayout({"data": values_layout(config), "last": 1})
 
 
 def scan_layout(config: EngineConfig, lane_bits: int) -> data.StructLayout:
     """An item of the LNZD tree.
 
-    ``nonzero`` = 0 says that a whole row of activations is zero; ``last`` marks the final item of
-    a row. ``lane`` is the position below the node the item comes from.
+    ``nonzero`` = 0 says that a whole row of activations is zero, in all channels; ``last`` marks
+    the final item of a row. ``lane`` is the position below the node the item comes from.
     """
-    fields = {"value": signed(config.act_bits), "nonzero": 1, "last": 1}
+    fields = {"values": values_layout(config), "nonzero": 1, "last": 1}
     if lane_bits:
         fields["lane"] = lane_bits
     return data.StructLayout(fields)
@@ -113,15 +137,27 @@ def ptr_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def start_layout(config: EngineConfig) -> data.StructLayout:
-    """A column ready to be multiplied: its pointer and the activation."""
-    return data.StructLayout({"ptr": ptr_layout(config), "value": signed(config.act_bits)})
+    """A column ready to be multiplied: where its entries are, and its activations.
+
+    Without pointers, ``restart`` says that its entries begin at address ``spmat`` and not behind
+    those of the column before. A ``fence`` is no column, but stands behind all that came before.
+    """
+    fields = {"values": values_layout(config), "route": route_layout(config)}
+    if config.pointers:
+        fields |= {"ptr": ptr_layout(config)}
+    else:
+        fields |= {"spmat": config.spmat_addr_bits, "restart": 1}
+    if config.recurrent:
+        fields |= {"fence": 1}
+    return data.StructLayout(fields)
 
 
 def entry_layout(config: EngineConfig) -> data.StructLayout:
-    """A matrix entry with the activation of its column."""
+    """A matrix entry with the activations and the route of its column."""
     return data.StructLayout({
         "entry": config.entry_bits,
-        "value": signed(config.act_bits),
+        "values": values_layout(config),
+        "route": route_layout(config),
         "first": 1,
     })
 

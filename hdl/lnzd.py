@@ -88,7 +88,7 @@ class LnzdNode(wiring.Component):
         with m.Switch(pick):
             for k, head in enumerate(heads):
                 with m.Case(k):
-                    m.d.comb += item.value.eq(head.payload.value)
+                    m.d.comb += item.values.eq(head.payload.values)
                     m.d.comb += item.lane.eq(
                         Cat(head.payload.lane, Const(k, 2)) if self._lane_bits else k)
 

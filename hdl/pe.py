@@ -2,6 +2,8 @@
 # The blocks of a PE are unused exactly when the PE is, which Amaranth reports by itself.
 """A processing element: EIE's pipeline from the broadcast to the accumulators and back."""
 
+from itertools import pairwise
+
 from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -14,10 +16,11 @@ from .act_queue import ActQueue
 from .checks import checked_config
 from .decode import Decode
 from .fan import Relay
+from .gather import gate_layout
 from .layouts import Kind, broadcast_signature, scan_layout
 from .multiply import Multiplier
 from .ptr_read import PtrRead
-from .spmat_read import SpMatRead
+from .spmat_read import SpMatRead, SpMatStream
 from .write_back import WriteBack
 
 __all__ = ["ProcessingElement"]
@@ -27,7 +30,9 @@ class ProcessingElement(wiring.Component):
     """One PE: every ``n_pes``-th row of each matrix, and every ``n_pes``-th activation.
 
     broadcast -> PtrRead -> ActQueue -> SpMatRead -> Decode -> Multiplier -> Accumulate ->
-    WriteBack -> ActMemory -> scan items for the LNZD tree.
+    WriteBack -> ActMemory -> scan items for the LNZD tree. Of a recurrent layer, write-back gives
+    its results to the element-wise unit. Draining takes a cycle of the matrix read for every
+    accumulator, so that both can go on at once.
 
     Nothing in a PE depends on its number but the values of `id` and `group`, so that one module
     serves all.
@@ -49,8 +54,12 @@ class ProcessingElement(wiring.Component):
     i : ``In(broadcast_signature(config))``
     i_input : ``In(stream.Signature(lane_layout(config), always_ready=True))``
     o : ``Out(stream.Signature(scan_layout(config, 0)))``
-    busy, almost_full, saturated : ``Out(1)``
-        Registered.
+    gate : ``Out(gate_layout(config))``
+        Results for the element-wise unit.
+    i_token, o_token : ``In(1)``, ``Out(1)``
+        See `WriteBack`.
+    busy, almost_full, fence : ``Out(1)``, saturated : ``Out(range(channels + 1))``
+        Registered. `fence` is high from a CELL message until everything before it is accumulated.
 
     Raises
     ------
@@ -64,10 +73,11 @@ class ProcessingElement(wiring.Component):
         self._config = checked_config(config)
         self.ptr_read = PtrRead(config, init=ptr)
         self.act_queue = ActQueue(config)
-        self.spmat_read = SpMatRead(config, init=spmat)
+        self.spmat_read = (SpMatRead if config.pointers else SpMatStream)(config, init=spmat)
         self.decode = Decode(config, init=codebook)
-        self.multiplier = Multiplier(config.weight_bits, config.act_bits)
-        self.accumulate = Accumulate(config)
+        self.multipliers = [Multiplier(config.weight_bits, config.act_bits)
+                            for _ in range(config.channels)]
+        self.accumulates = [Accumulate(config) for _ in range(config.channels)]
         self.write_back = WriteBack(config, init=bias)
         self.act_memory = ActMemory(config)
         assert Multiplier.LATENCY == MULTIPLY_LATENCY
@@ -77,7 +87,9 @@ class ProcessingElement(wiring.Component):
             "i": In(broadcast_signature(config)),
             "i_input": In(stream.Signature(lane_layout(config), always_ready=True)),
             "o": Out(stream.Signature(scan_layout(config, 0))),
-            "busy": Out(1), "almost_full": Out(1), "saturated": Out(1),
+            "gate": Out(gate_layout(config)), "i_token": In(1), "o_token": Out(1),
+            "busy": Out(1), "almost_full": Out(1), "fence": Out(1),
+            "saturated": Out(range(config.channels + 1)),
         })
 
     def elaborate(self, platform):
@@ -87,8 +99,11 @@ class ProcessingElement(wiring.Component):
         m.submodules.act_queue = act_queue = self.act_queue
         m.submodules.spmat_read = spmat_read = self.spmat_read
         m.submodules.decode = decode = self.decode
-        m.submodules.multiplier = multiplier = self.multiplier
-        m.submodules.accumulate = accumulate = self.accumulate
+        for c, (multiplier, accumulate) in enumerate(
+                zip(self.multipliers, self.accumulates, strict=True)):
+            suffix = f"_{c}" if c else ""
+            m.submodules[f"multiplier{suffix}"] = multiplier
+            m.submodules[f"accumulate{suffix}"] = accumulate
         m.submodules.write_back = write_back = self.write_back
         m.submodules.act_memory = act_memory = self.act_memory
 
@@ -105,32 +120,52 @@ class ProcessingElement(wiring.Component):
             part.id.eq(self.id) for part in (ptr_read, spmat_read, write_back, act_memory)]
         m.d.comb += [
             act_memory.group.eq(self.group),
-            multiplier.a.eq(decode.weight), multiplier.b.eq(decode.value),
-            accumulate.product.eq(multiplier.p), write_back.drained.eq(accumulate.drained),
+            spmat_read.hold.eq(write_back.drain),
+            write_back.i_token.eq(self.i_token), self.o_token.eq(write_back.o_token),
+            self.gate.valid.eq(write_back.gate),
+            self.gate.values.eq(write_back.o.payload.values),
         ]
 
         # The decoder gives the row with the multiplier's operands, and the accumulator wants it one
-        # cycle before the product.
-        rows, valids = [decode.row], [decode.valid]
+        # cycle before the product. A drain goes the same way, in the gap that its hold has left.
+        drain_row = Signal.like(write_back.row, reset_less=True)
+        draining = Signal()
+        m.d.sync += [draining.eq(write_back.drain), drain_row.eq(write_back.row)]
+        rows = [Mux(draining, drain_row, decode.row)]
+        valids, clears = [decode.valid | draining], [draining]
         for k in range(MULTIPLY_LATENCY - 1):
             row = Signal.like(decode.row, reset_less=True, name=f"row_{k}")
-            valid = Signal(name=f"valid_{k}")
-            m.d.sync += [row.eq(rows[-1]), valid.eq(valids[-1])]
+            valid, clear = Signal(name=f"valid_{k}"), Signal(name=f"clear_{k}")
+            m.d.sync += [row.eq(rows[-1]), valid.eq(valids[-1]), clear.eq(clears[-1])]
             rows.append(row)
             valids.append(valid)
-        m.d.comb += [
-            accumulate.row.eq(Mux(write_back.drain, write_back.row, rows[-1])),
-            accumulate.valid.eq(write_back.drain | valids[-1]),
-            accumulate.clear.eq(write_back.drain),
-        ]
+            clears.append(clear)
+        for c, (multiplier, accumulate) in enumerate(
+                zip(self.multipliers, self.accumulates, strict=True)):
+            m.d.comb += [
+                multiplier.a.eq(decode.weight), multiplier.b.eq(decode.values[c]),
+                accumulate.product.eq(multiplier.p),
+                write_back.drained[c].eq(accumulate.drained),
+                accumulate.row.eq(rows[-1]), accumulate.valid.eq(valids[-1]),
+                accumulate.clear.eq(clears[-1]),
+            ]
 
         kind = relay.o.payload.kind
         arriving = relay.o.valid & ((kind == Kind.ACT) | (kind == Kind.WRITE))
         m.d.sync += [
             self.busy.eq(
                 arriving | ptr_read.busy | act_queue.o.valid | spmat_read.busy
-                | Cat(valids).any() | accumulate.busy | write_back.busy),
+                | Cat(valids).any() | self.accumulates[0].busy | write_back.busy),
             self.almost_full.eq(act_queue.almost_full),
         ]
         m.d.comb += self.saturated.eq(write_back.saturated)
+        if self._config.recurrent:
+            # The fence has passed when the entry before it has been added.
+            passing = [spmat_read.fence] + [
+                Signal(name=f"fence_{k}") for k in range(MULTIPLY_LATENCY + 1)]
+            m.d.sync += [after.eq(before) for before, after in pairwise(passing)]
+            with m.If(passing[-1]):
+                m.d.sync += self.fence.eq(0)
+            with m.If(relay.o.valid & (kind == Kind.CELL)):
+                m.d.sync += self.fence.eq(1)
         return m

@@ -28,13 +28,19 @@ def program_load_layout(config: EngineConfig) -> data.StructLayout:
 
 
 class Sequencer(wiring.Component):
-    """Executes SPMV, WRITE and OUTPUT instructions, one program pass per input vector.
+    """Executes instructions, one program pass per input vector.
 
     SPMV scans a region of activations through the LNZD tree and broadcasts every non-zero one
     with the address of its column pointer; one per cycle while no activation queue is almost
     full. It ends when all PEs are idle again. WRITE has all PEs write their accumulators back.
     OUTPUT scans a region, zeros included, to the output stream. The next instruction is read
     while one executes.
+
+    Of recurrent engines, SPMV also takes its columns from `Cells`, and need not wait for its end
+    (``flow``); CELL and STATE start `Cells` and go on at once. A pass leaves behind what the next
+    one begins with: accumulators of the state's part, and of the next input's part if that had
+    arrived (``prefetch``). After a reset or a load, accumulators are cleared and the instructions
+    with ``first`` compute the state's part from the state itself.
 
     Parameters
     ----------
@@ -47,6 +53,10 @@ class Sequencer(wiring.Component):
     -------
     run : ``In(1)``
         Start passes as long as it is high.
+    restart : ``In(1)``
+        Memories have changed: clear the accumulators before the next pass.
+    call : ``In(1)``, call_addr : ``In(program_addr_bits)``
+        Run the instructions from here to the next ``last`` once; only while `idle`.
     idle : ``Out(1)``
         No pass is running; memories may be loaded.
     computing : ``Out(1)``
@@ -55,11 +65,17 @@ class Sequencer(wiring.Component):
         A pass ends with this cycle.
     i_load : ``In(stream.Signature(program_load_layout(config), always_ready=True))``
     i_scan : ``In(stream.Signature(scan_layout(config, 2 * lnzd_levels)))``
+    i_feed : ``In(stream.Signature(scan_layout(config, 2 * lnzd_levels)))``
+        Columns from `Cells`.
     o : ``Out(broadcast_signature(config))``
     o_act : ``Out(stream.Signature(act_out_layout(config)))``
     busy, stall : ``In(1)``
         From the status tree.
-    input_full : ``In(1)``, input_act : ``In(act_addr_bits)``
+    cells_start : ``Out(1)``, cells_command : ``Out(instruction_layout(config))``
+    cells_active : ``Out(channels)``
+        Channels that have a step in this pass.
+    cells_idle : ``In(1)``
+    input_full : ``In(1)``, input_act : ``In(act_addr_bits)``, input_active : ``In(channels)``
         An input vector waits in the activation memories, in this region.
     input_release : ``Out(1)``
         It has been scanned.
@@ -76,18 +92,25 @@ class Sequencer(wiring.Component):
 
     def __init__(self, config: EngineConfig, program=()):
         self._config = checked_config(config)
-        width = Shape.cast(instruction_layout(config)).width
+        layout = instruction_layout(config)
+        width = Shape.cast(layout).width
         self.program = memory.MemoryData(
             shape=width, depth=config.program_depth,
             init=checked_contents("program", program, config.program_depth, width))
+        items = stream.Signature(scan_layout(config, 2 * config.lnzd_levels))
         super().__init__({
-            "run": In(1), "idle": Out(1), "computing": Out(1), "finished": Out(1),
+            "run": In(1), "restart": In(1), "call": In(1),
+            "call_addr": In(config.program_addr_bits),
+            "idle": Out(1), "computing": Out(1), "finished": Out(1),
             "i_load": In(stream.Signature(program_load_layout(config), always_ready=True)),
-            "i_scan": In(stream.Signature(scan_layout(config, 2 * config.lnzd_levels))),
+            "i_scan": In(items), "i_feed": In(items),
             "o": Out(broadcast_signature(config)),
             "o_act": Out(stream.Signature(act_out_layout(config))),
             "busy": In(1), "stall": In(1),
-            "input_full": In(1), "input_act": In(config.act_addr_bits), "input_release": Out(1),
+            "cells_start": Out(1), "cells_command": Out(layout),
+            "cells_active": Out(config.channels), "cells_idle": In(1, init=1),
+            "input_full": In(1), "input_act": In(config.act_addr_bits),
+            "input_active": In(config.channels), "input_release": Out(1),
             "writing": Out(1),
         })
 
@@ -102,127 +125,207 @@ class Sequencer(wiring.Component):
         ]
         pc = Signal(config.program_addr_bits)
         instruction = data.View(instruction_layout(config), read.data)
-        m.d.comb += read.addr.eq(pc)
+        m.d.comb += [read.addr.eq(pc), self.cells_command.eq(instruction)]
 
         # State of the instruction under way; the memory already shows the next one.
-        was_last = Signal()
-        was_input = Signal()
-        clearing = Signal()
+        was_last, was_input = Signal(), Signal()
+        flows, fed = Signal(), Signal()
+        stopping = Signal()  # be idle when the PEs are
         left = Signal(config.rows_bits)
         row_ptr = Signal(config.ptr_addr_bits)
         wait = Signal(range(config.drain_wait + 1))
+        # State of the pass.
+        dirty = Signal()  # accumulators are to be cleared before the next pass
+        called = Signal()
+        first, odd, prefetched = Signal(init=1), Signal(), Signal()
 
         kind, args = self.o.payload.kind, self.o.payload.args
-        item = self.i_scan.payload
-        row_done = self.i_scan.valid & self.i_scan.ready & item.last
+        item_valid, item_ready = Signal(), Signal()
+        item = Signal(self.i_scan.payload.shape())
+        m.d.comb += [
+            item.eq(self.i_scan.payload), item_valid.eq(self.i_scan.valid),
+            self.i_scan.ready.eq(item_ready),
+        ]
+        if config.recurrent:
+            with m.If(fed):
+                m.d.comb += [
+                    item.eq(self.i_feed.payload), item_valid.eq(self.i_feed.valid),
+                    self.i_feed.ready.eq(item_ready), self.i_scan.ready.eq(0),
+                ]
+        row_done = item_valid & item_ready & item.last
         all_done = row_done & (left == 1)
         m.d.comb += [
-            self.o_act.payload.data.eq(item.value),
+            self.o_act.payload.data.eq(item.values),
             self.o_act.payload.last.eq(item.last & (left == 1)),
         ]
         with m.If(row_done):
             m.d.sync += [left.eq(left - 1), row_ptr.eq(row_ptr + config.n_pes)]
+        with m.If(self.restart):
+            m.d.sync += dirty.eq(1)
 
-        def broadcast_scan(dense: int):
-            return [
-                self.o.valid.eq(1), kind.eq(Kind.SCAN),
-                args.scan.act.eq(
-                    Mux(instruction.from_input, self.input_act, instruction.act)),
-                args.scan.rows.eq(instruction.rows), args.scan.rem.eq(instruction.rem),
-                args.scan.codebook.eq(instruction.codebook),
-                args.scan.code_sel.eq(instruction.code_sel), args.scan.dense.eq(dense),
+        parts = self._parts(instruction)
+        acc = Mux(odd, parts["acc_odd"], parts["acc"])
+        # An SPMV whose work has been done, or cannot be done yet, is passed over.
+        skip = ((parts["first"] & ~first) | (parts["prefetch"] & ~self.input_full)
+                | (instruction.from_input & ~parts["prefetch"] & prefetched))
+        waiting = (instruction.from_input & ~parts["prefetch"] & ~prefetched & ~self.input_full)
+        is_cell = (instruction.op == Op.CELL) | (instruction.op == Op.STATE)
+        held = (((parts["sync"] | is_cell) & ~self.cells_idle)
+                | ((instruction.op == Op.CELL) & self.stall))
+
+        def open_columns(of_kind: Kind, dense: int):
+            scan = args.scan
+            statements = [
+                self.o.valid.eq(1), kind.eq(of_kind),
+                scan.act.eq(Mux(instruction.from_input, self.input_act, instruction.act)),
+                scan.rows.eq(instruction.rows), scan.rem.eq(instruction.rem),
+                scan.route.code_sel.eq(instruction.code_sel), scan.dense.eq(dense),
             ]
+            if not config.direct_weights:
+                statements.append(scan.route.codebook.eq(instruction.codebook))
+            if config.recurrent:
+                statements.append(scan.route.acc.eq(acc))
+            if not config.pointers:
+                statements.append(scan.spmat.eq(instruction.spmat))
+            return statements
 
-        def end_pass():
-            m.d.comb += self.finished.eq(1)
-            with m.If(self.run):
-                m.next = "EXECUTE"
+        def write_back(of_kind: Kind):
+            statements = [
+                self.o.valid.eq(1), kind.eq(of_kind),
+                args.write.act.eq(instruction.act), args.write.rows.eq(instruction.rows),
+                args.write.bias.eq(instruction.base), args.write.shift.eq(instruction.shift),
+                args.write.relu.eq(instruction.relu),
+            ]
+            if config.recurrent:
+                statements += [args.write.acc.eq(acc), args.write.gates.eq(instruction.gates)]
+            return statements
+
+        def go_on(last, fetch: bool):
+            """To the next instruction, or to the end of the pass."""
+            with m.If(~last):
+                m.next = "NEXT" if fetch else "EXECUTE"
             with m.Else():
-                m.next = "IDLE"
+                m.d.sync += called.eq(0)
+                with m.If(~called):
+                    m.d.comb += self.finished.eq(1)
+                    m.d.sync += [first.eq(0), odd.eq(~odd)]
+                with m.If(self.run & ~called):
+                    m.next = "NEXT" if fetch else "EXECUTE"
+                with m.Else():
+                    m.d.sync += [stopping.eq(1), wait.eq(config.drain_wait - 1)]
+                    m.next = "DRAIN"
 
         with m.FSM():
             with m.State("CLEAR"):
-                # A reset leaves the accumulators of a broken-off run behind.
+                # A reset or a load leaves the accumulators of what was before behind.
                 m.d.comb += [
                     self.o.valid.eq(1), kind.eq(Kind.WRITE),
                     args.write.rows.eq(config.acc_depth), args.write.discard.eq(1),
                 ]
-                m.d.sync += [clearing.eq(1), wait.eq(config.drain_wait - 1)]
+                m.d.sync += [
+                    stopping.eq(1), wait.eq(config.drain_wait - 1), dirty.eq(0), first.eq(1),
+                    prefetched.eq(0),
+                ]
                 m.next = "DRAIN"
 
             with m.State("IDLE"):
                 m.d.comb += self.idle.eq(~self.run)
-                with m.If(self.run):
+                with m.If(self.call):
+                    m.d.sync += [pc.eq(self.call_addr), called.eq(1)]
+                    m.next = "FETCH"
+                with m.Elif(self.run & dirty):
+                    m.next = "CLEAR"
+                with m.Elif(self.run):
                     m.next = "FETCH"
 
             with m.State("FETCH"):
                 m.next = "EXECUTE"
 
+            if config.recurrent:
+                with m.State("NEXT"):
+                    m.d.comb += self.computing.eq(1)
+                    m.next = "EXECUTE"
+
             with m.State("EXECUTE"):
-                waiting = instruction.from_input & ~self.input_full
                 m.d.comb += self.computing.eq(~waiting)
                 m.d.sync += [
                     left.eq(instruction.rows), row_ptr.eq(instruction.base),
                     was_last.eq(instruction.last), was_input.eq(instruction.from_input),
+                    flows.eq(parts["flow"]), fed.eq(parts["feed"]),
                     wait.eq(config.drain_wait - 1),
                 ]
                 with m.If(waiting & ~self.run):
-                    m.next = "IDLE"
-                with m.Elif(~waiting):
+                    # What `first` instructions have added is added again at the next start.
+                    m.d.sync += [pc.eq(0), dirty.eq(dirty | first), stopping.eq(1)]
+                    m.next = "DRAIN"
+                if config.recurrent:
+                    with m.Elif(skip):
+                        m.d.sync += pc.eq(Mux(instruction.last, 0, pc + 1))
+                        with m.If(instruction.from_input & ~parts["prefetch"]):
+                            m.d.comb += self.input_release.eq(1)
+                            m.d.sync += [
+                                prefetched.eq(0), self.cells_active.eq(self.input_active)]
+                        go_on(instruction.last, fetch=True)
+                with m.Elif(~waiting & ~held):
                     m.d.sync += pc.eq(Mux(instruction.last, 0, pc + 1))
                     with m.Switch(instruction.op):
                         with m.Case(Op.SPMV):
-                            m.d.comb += broadcast_scan(dense=0)
+                            m.d.comb += open_columns(Kind.SCAN, int(not config.pointers))
+                            with m.If(parts["feed"]):
+                                m.d.comb += kind.eq(Kind.FEED)
+                            with m.If(parts["prefetch"]):
+                                m.d.sync += [prefetched.eq(1), was_input.eq(0)]
+                            with m.Elif(instruction.from_input):
+                                m.d.sync += self.cells_active.eq(self.input_active)
                             m.next = "SPMV"
                         with m.Case(Op.OUTPUT):
-                            m.d.comb += broadcast_scan(dense=1)
+                            m.d.comb += open_columns(Kind.SCAN, 1)
                             m.next = "OUTPUT"
+                        if config.recurrent:
+                            with m.Case(Op.CELL):
+                                m.d.comb += [*write_back(Kind.CELL), self.cells_start.eq(1)]
+                                go_on(instruction.last, fetch=True)
+                            with m.Case(Op.STATE):
+                                m.d.comb += self.cells_start.eq(1)
+                                go_on(instruction.last, fetch=True)
                         with m.Default():
-                            m.d.comb += [
-                                self.o.valid.eq(1), kind.eq(Kind.WRITE),
-                                args.write.act.eq(instruction.act),
-                                args.write.rows.eq(instruction.rows),
-                                args.write.bias.eq(instruction.base),
-                                args.write.shift.eq(instruction.shift),
-                                args.write.relu.eq(instruction.relu),
-                            ]
+                            m.d.comb += write_back(Kind.WRITE)
                             m.next = "DRAIN"
 
             with m.State("SPMV"):
                 m.d.comb += [
-                    self.computing.eq(1), self.i_scan.ready.eq(~self.stall),
-                    self.o.valid.eq(self.i_scan.valid & item.nonzero & ~self.stall),
-                    kind.eq(Kind.ACT), args.act.value.eq(item.value),
-                    args.act.ptr.eq(row_ptr + item.lane),
+                    self.computing.eq(1), item_ready.eq(~self.stall),
+                    self.o.valid.eq(item_valid & ~self.stall
+                                    & (item.nonzero if config.pointers else 1)),
+                    kind.eq(Kind.ACT), args.act.values.eq(item.values),
                     self.input_release.eq(all_done & was_input),
                 ]
+                if config.pointers:
+                    m.d.comb += args.act.ptr.eq(row_ptr + item.lane)
                 with m.If(all_done):
                     m.next = "DRAIN"
+                    if config.recurrent:
+                        with m.If(flows):
+                            go_on(was_last, fetch=False)
 
             with m.State("DRAIN"):
-                m.d.comb += self.computing.eq(~clearing)
+                m.d.comb += self.computing.eq(~stopping)
                 with m.If(wait != 0):
                     m.d.sync += wait.eq(wait - 1)
+                with m.Elif(stopping), m.If(~self.busy & self.cells_idle):
+                    m.d.sync += stopping.eq(0)
+                    m.next = "IDLE"
                 with m.Elif(~self.busy):
-                    m.d.sync += clearing.eq(0)
-                    with m.If(clearing):
-                        m.next = "IDLE"
-                    with m.Elif(was_last):
-                        end_pass()
-                    with m.Else():
-                        m.next = "EXECUTE"
+                    go_on(was_last, fetch=False)
 
             with m.State("OUTPUT"):
                 m.d.comb += [
                     self.computing.eq(1),
-                    self.o_act.valid.eq(self.i_scan.valid & item.nonzero),
-                    self.i_scan.ready.eq(self.o_act.ready | ~item.nonzero),
+                    self.o_act.valid.eq(item_valid & item.nonzero),
+                    item_ready.eq(self.o_act.ready | ~item.nonzero),
                 ]
                 with m.If(all_done):
-                    with m.If(was_last):
-                        end_pass()
-                    with m.Else():
-                        m.next = "EXECUTE"
+                    go_on(was_last, fetch=False)
 
         # The write ports are busy from the WRITE message until the PEs are idle again.
         after_write = Signal()
@@ -232,3 +335,8 @@ class Sequencer(wiring.Component):
             m.d.sync += after_write.eq(0)
         m.d.comb += self.writing.eq(after_write | (self.o.valid & (kind == Kind.WRITE)))
         return m
+
+    def _parts(self, instruction: data.View) -> dict[str, Value]:
+        """Fields that only programs of recurrent engines have; 0 where there are none."""
+        names = ("acc", "acc_odd", "first", "prefetch", "flow", "sync", "feed")
+        return {name: instruction[name] if self._config.recurrent else Const(0) for name in names}

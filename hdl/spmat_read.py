@@ -1,19 +1,26 @@
 """Sparse-matrix read: the entries of a column, one per cycle (EIE, section IV)."""
 
 from amaranth import *
-from amaranth.lib import memory, stream, wiring
+from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from openese.model.config import SPMAT_READ_LATENCY, EngineConfig
 
 from .checks import checked_config, checked_contents
-from .layouts import Kind, broadcast_signature, entry_layout, start_layout
+from .layouts import (
+    Kind,
+    broadcast_signature,
+    entry_layout,
+    route_layout,
+    start_layout,
+    values_layout,
+)
 
-__all__ = ["SpMatRead"]
+__all__ = ["SpMatRead", "SpMatStream"]
 
 
 class SpMatRead(wiring.Component):
-    """Reads the entries of column after column without a bubble between them.
+    """Reads the entries of column after column without a bubble between them, by their pointers.
 
     An entry read now is seen two cycles later, when two more addresses have gone out. So the
     end of a column is announced two entries ahead: columns of one or two entries by their
@@ -34,9 +41,13 @@ class SpMatRead(wiring.Component):
     id : ``In(pe_bits)``
     load : ``In(broadcast_signature(config))``
     i : ``In(stream.Signature(start_layout(config)))``
+    hold : ``In(1)``
+        Stand still in this cycle and give nothing.
     o : ``Out(stream.Signature(entry_layout(config), always_ready=True))``
+    fence : ``Out(1)``
+        In place of an entry: all entries of the columns before this fence have been given.
     busy : ``Out(1)``
-        An entry is inside.
+        An entry or a fence is inside.
 
     Raises
     ------
@@ -57,6 +68,7 @@ class SpMatRead(wiring.Component):
             "id": In(config.pe_bits),
             "load": In(broadcast_signature(config)),
             "i": In(stream.Signature(start_layout(config))),
+            "hold": In(1), "fence": Out(1),
             "o": Out(stream.Signature(entry_layout(config), always_ready=True)),
             "busy": Out(1),
         })
@@ -71,37 +83,107 @@ class SpMatRead(wiring.Component):
 
         # Stage 0 holds the address that is being read, stage 1 waits for the memory, stage 2
         # holds the entry.
-        value_shape = signed(self._config.act_bits)
-        valid_0, valid_1, valid_2 = Signal(), Signal(), Signal()
-        first_0, first_1, first_2 = Signal(), Signal(), Signal()
-        value_0 = Signal(value_shape, reset_less=True)
-        value_1 = Signal(value_shape, reset_less=True)
-        value_2 = Signal(value_shape, reset_less=True)
-        addr = Signal(self._config.spmat_addr_bits, reset_less=True)
+        config, column = self._config, self.i.payload
+        along = data.StructLayout({
+            "values": values_layout(config), "route": route_layout(config), "first": 1})
+        valid = [Signal(name=f"valid_{k}") for k in range(3)]
+        fence = [Signal(name=f"fence_{k}") for k in range(3)]
+        with_it = [Signal(along, reset_less=True, name=f"with_{k}") for k in range(3)]
+        addr = Signal(config.spmat_addr_bits, reset_less=True)
         left = Signal(2, reset_less=True)  # entries left: 1, 2, or 3 for "not known yet"
-        word = Signal(self._config.spmat_word_bits, reset_less=True)
+        word = Signal(config.spmat_word_bits, reset_less=True)
 
-        flag = valid_2 & word[self._config.entry_bits]
+        flag = valid[2] & word[config.entry_bits]
         is_last = (left == 1) | flag
-        m.d.comb += [read.addr.eq(addr), self.i.ready.eq(~valid_0 | is_last)]
-        with m.If(self.i.ready):
-            m.d.sync += [
-                valid_0.eq(self.i.valid), first_0.eq(1), value_0.eq(self.i.payload.value),
-                addr.eq(self.i.payload.ptr.start), left.eq(self.i.payload.ptr.length),
-            ]
-        with m.Else():
-            m.d.sync += [first_0.eq(0), addr.eq(addr + 1)]
-            with m.If(left == 2):
-                m.d.sync += left.eq(1)
-        m.d.sync += [
-            valid_1.eq(valid_0), first_1.eq(first_0), value_1.eq(value_0),
-            valid_2.eq(valid_1), first_2.eq(first_1), value_2.eq(value_1), word.eq(read.data),
-        ]
+        next_one = Signal()
+        is_fence = column.fence if config.recurrent else Const(0)
+        go = ~self.hold
         m.d.comb += [
-            self.o.valid.eq(valid_2),
+            read.addr.eq(addr), read.en.eq(go), next_one.eq(~valid[0] | is_last),
+            self.i.ready.eq(next_one & go),
+        ]
+        with m.If(go):
+            with m.If(next_one):
+                m.d.sync += [
+                    valid[0].eq(self.i.valid & ~is_fence), fence[0].eq(self.i.valid & is_fence),
+                    with_it[0].first.eq(1), with_it[0].values.eq(column.values),
+                    with_it[0].route.eq(column.route),
+                    addr.eq(column.ptr.start), left.eq(column.ptr.length),
+                ]
+            with m.Else():
+                m.d.sync += [with_it[0].first.eq(0), addr.eq(addr + 1)]
+                with m.If(left == 2):
+                    m.d.sync += left.eq(1)
+            for k in (1, 2):
+                m.d.sync += [valid[k].eq(valid[k - 1]), fence[k].eq(fence[k - 1]),
+                             with_it[k].eq(with_it[k - 1])]
+            m.d.sync += word.eq(read.data)
+        m.d.comb += [
+            self.o.valid.eq(valid[2] & go),
             self.o.payload.entry.eq(word),
-            self.o.payload.value.eq(value_2),
-            self.o.payload.first.eq(first_2),
-            self.busy.eq(valid_0 | valid_1 | valid_2),
+            self.o.payload.values.eq(with_it[2].values),
+            self.o.payload.route.eq(with_it[2].route),
+            self.o.payload.first.eq(with_it[2].first),
+            self.fence.eq(fence[2] & go),
+            self.busy.eq(Cat(valid, fence).any()),
+        ]
+        return m
+
+
+class SpMatStream(SpMatRead):
+    """Reads the entries of a matrix in the order they are stored: no column has a pointer.
+
+    The memory is read ahead of the columns, since its addresses depend on nothing. An entry's
+    flag says that the next one belongs to the next column, so every column has an entry.
+
+    Latency: 0 cycles from a column at the head of the queue to its first entry; 3 for the first
+    column of a matrix. Throughput: 1 entry per cycle. Parameters, members and errors are those of
+    `SpMatRead`.
+    """
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.words = words = memory.Memory(self.words)
+        write, read = words.write_port(), words.read_port()
+        args = self.load.payload.args.load
+        load = self.load.valid & (self.load.payload.kind == Kind.LOAD_SPMAT) & (args.pe == self.id)
+        m.d.comb += [write.en.eq(load), write.addr.eq(args.addr), write.data.eq(args.data)]
+
+        config, column = self._config, self.i.payload
+        addr = Signal(config.spmat_addr_bits, reset_less=True)
+        word = Signal(config.spmat_word_bits, reset_less=True)
+        valid_1, valid_2 = Signal(), Signal()
+        started = Signal()  # the column at the head needs no new address any more
+        first = Signal(init=1)
+
+        go = ~self.hold
+        is_fence = column.fence if config.recurrent else Const(0)
+        jump = self.i.valid & ~is_fence & column.restart & ~started
+        take = Signal()
+        ready_2 = ~valid_2 | take
+        ready_1 = ~valid_1 | ready_2
+        m.d.comb += [
+            take.eq(valid_2 & self.i.valid & ~is_fence & ~jump & go),
+            self.i.ready.eq(go & (is_fence | (take & word[config.entry_bits]))),
+            read.addr.eq(addr), read.en.eq(ready_1),
+        ]
+        with m.If(ready_2):
+            m.d.sync += [valid_2.eq(valid_1), word.eq(read.data)]
+        with m.If(ready_1):
+            m.d.sync += [valid_1.eq(1), addr.eq(addr + 1)]
+        with m.If(take):
+            m.d.sync += first.eq(word[config.entry_bits])
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += started.eq(0)
+        with m.If(jump):
+            m.d.sync += [addr.eq(column.spmat), valid_1.eq(0), valid_2.eq(0), started.eq(1),
+                         first.eq(1)]
+        m.d.comb += [
+            self.o.valid.eq(take),
+            self.o.payload.entry.eq(word),
+            self.o.payload.values.eq(column.values),
+            self.o.payload.route.eq(column.route),
+            self.o.payload.first.eq(first),
+            self.fence.eq(self.i.valid & is_fence & go),
         ]
         return m

@@ -6,17 +6,26 @@ from amaranth import *
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from openese.model.config import WRITE_BACK_LATENCY, EngineConfig
+from openese.model.config import (
+    DECODE_LATENCY,
+    MULTIPLY_LATENCY,
+    WRITE_BACK_LATENCY,
+    EngineConfig,
+)
 
 from .checks import checked_config, checked_contents
-from .layouts import Kind, broadcast_signature
+from .layouts import Kind, broadcast_signature, values_layout
 
 __all__ = ["WriteBack", "result_layout"]
 
+#: From an accumulator being asked for to its value being there: the request takes the way of an
+#: entry through the pipeline.
+_DRAIN_LATENCY = DECODE_LATENCY + MULTIPLY_LATENCY
+
 
 def result_layout(config: EngineConfig) -> data.StructLayout:
-    """An activation and where it goes in the activation memory."""
-    return data.StructLayout({"act": config.act_addr_bits, "value": signed(config.act_bits)})
+    """An activation of every channel and where it goes in the activation memory."""
+    return data.StructLayout({"act": config.act_addr_bits, "values": values_layout(config)})
 
 
 class WriteBack(wiring.Component):
@@ -25,8 +34,12 @@ class WriteBack(wiring.Component):
     ``y = sat(relu(((acc >> (shift - g)) + bias + 2**(g - 1)) >> g))`` with ``g`` the guard bits.
     Nested floors are exact, so this equals rounding ``acc + (bias << (shift - g))`` once.
 
-    Latency: ``WRITE_BACK_LATENCY`` = 5 cycles to the first of ``rows`` results, one per cycle. A
-    command is for one row or more, and comes when the one before is done.
+    A WRITE message is for ``rows`` accumulators, whose results go to the activation memory. A CELL
+    message prepares the drain of a recurrent layer: then every token is for the accumulators of
+    one unit, whose results go to the element-wise unit.
+
+    Latency: ``WRITE_BACK_LATENCY`` = 8 cycles to the first result, one per cycle. A WRITE is for
+    one row or more, and comes when the command before is done.
 
     Parameters
     ----------
@@ -39,12 +52,18 @@ class WriteBack(wiring.Component):
     -------
     id : ``In(pe_bits)``
     i : ``In(broadcast_signature(config))``
+    i_token, o_token : ``In(1)``, ``Out(1)``
+        Drain the accumulators of the next unit; passed on to the next PE a cycle later.
     drain : ``Out(1)``, row : ``Out(acc_addr_bits)``
-        Read and clear this accumulator; its value is expected on `drained` a cycle later.
-    drained : ``In(signed(acc_bits))``
+        Read and clear this accumulator. Its values are expected on `drained` after as many cycles
+        as an entry takes from `SpMatRead` to the sum.
+    drained : ``In(signed(acc_bits)).array(channels)``
     o : ``Out(stream.Signature(result_layout(config), always_ready=True))``
-    saturated : ``Out(1)``
-        The activation on `o` was clipped.
+        Results of WRITE.
+    gate : ``Out(1)``
+        The values on `o` are results of a CELL instead.
+    saturated : ``Out(range(channels + 1))``
+        How many of the activations on `o` were clipped.
     busy : ``Out(1)``
 
     Raises
@@ -67,9 +86,10 @@ class WriteBack(wiring.Component):
             "i": In(broadcast_signature(config)),
             "drain": Out(1),
             "row": Out(config.acc_addr_bits),
-            "drained": In(signed(config.acc_bits)),
+            "drained": In(signed(config.acc_bits)).array(config.channels),
             "o": Out(stream.Signature(result_layout(config), always_ready=True)),
-            "saturated": Out(1),
+            "saturated": Out(range(config.channels + 1)),
+            "i_token": In(1), "o_token": Out(1), "gate": Out(1),
             "busy": Out(1),
         })
 
@@ -90,31 +110,60 @@ class WriteBack(wiring.Component):
         act = Signal(config.act_addr_bits, reset_less=True)
         shift = Signal(config.shift_bits, reset_less=True)
         relu, discard = Signal(reset_less=True), Signal(reset_less=True)
+        command = args.write
         with m.If(active):
-            m.d.sync += [
-                self.row.eq(self.row + 1), bias_addr.eq(bias_addr + 1), left.eq(left - 1),
-                active.eq(left != 1),
-            ]
+            m.d.sync += [self.row.eq(self.row + 1), left.eq(left - 1), active.eq(left != 1)]
+        begin = [
+            bias_addr.eq(command.bias), act.eq(command.act), shift.eq(command.shift),
+            relu.eq(command.relu), discard.eq(command.discard),
+            self.row.eq(command.acc if config.recurrent else 0),
+        ]
         with m.If(self.i.valid & (message.kind == Kind.WRITE)):
-            m.d.sync += [
-                active.eq(1), self.row.eq(0), left.eq(args.write.rows),
-                bias_addr.eq(args.write.bias), act.eq(args.write.act),
-                shift.eq(args.write.shift), relu.eq(args.write.relu),
-                discard.eq(args.write.discard),
-            ]
+            m.d.sync += [*begin, active.eq(1), left.eq(command.rows)]
+        if config.recurrent:
+            gates = Signal(2, reset_less=True)
+            for_cell = Signal(reset_less=True)
+            with m.If(self.i.valid & (message.kind == Kind.WRITE)):
+                m.d.sync += for_cell.eq(0)
+            with m.If(self.i.valid & (message.kind == Kind.CELL)):
+                m.d.sync += [*begin, for_cell.eq(1), gates.eq(command.gates)]
+            with m.If(self.i_token):
+                m.d.sync += [active.eq(1), left.eq(gates + 1)]
+            m.d.sync += self.o_token.eq(self.i_token)
         m.d.comb += [self.drain.eq(active), read.addr.eq(bias_addr)]
 
-        # Stage 1 shifts, stage 2 adds the bias, stage 3 rounds off, stage 4 writes.
-        valid = [active] + [Signal(name=f"valid_{k}") for k in range(1, 5)]
+        # The accumulator comes; then one stage each shifts, adds the bias, rounds off and writes.
+        valid = [active] + [Signal(name=f"valid_{k}") for k in range(1, WRITE_BACK_LATENCY)]
         m.d.sync += [after.eq(before) for before, after in pairwise(valid)]
-        shifted = Signal(signed(config.acc_bits - config.shift_base), reset_less=True)
+        with m.If(valid[_DRAIN_LATENCY - 1]):
+            m.d.sync += bias_addr.eq(bias_addr + 1)
         # The half is added here, one stage early, where it costs the narrowest adder.
         bias = Signal(signed(max(config.bias_bits, config.bias_guard) + 1), reset_less=True)
-        total = Signal(signed(max(len(shifted), len(bias)) + 1), reset_less=True)
-        half = 1 << (config.bias_guard - 1)
+        m.d.sync += bias.eq(read.data.as_signed() + (1 << (config.bias_guard - 1)))
+        clips = [self._round_off(m, c, shift, bias, relu) for c in range(config.channels)]
+        done = valid[WRITE_BACK_LATENCY - 1]
+        m.d.sync += self.saturated.eq(
+            Mux(valid[WRITE_BACK_LATENCY - 2] & ~discard, sum(clips), 0))
+        with m.If(done):
+            m.d.sync += act.eq(act + 1)
+        m.d.comb += [
+            self.o.valid.eq(done & ~discard), self.o.payload.act.eq(act),
+            self.busy.eq(Cat(valid).any()),
+        ]
+        if config.recurrent:
+            m.d.comb += [
+                self.o.valid.eq(done & ~discard & ~for_cell), self.gate.eq(done & for_cell)]
+        return m
+
+    def _round_off(self, m: Module, channel: int, shift: Value, bias: Value, relu: Value) -> Value:
+        """The datapath of a channel; returns whether the value of the last stage is clipped."""
+        config = self._config
+        shifted = Signal(signed(config.acc_bits - config.shift_base), reset_less=True,
+                         name=f"shifted_{channel}")
+        total = Signal(signed(max(len(shifted), len(bias)) + 1), reset_less=True,
+                       name=f"total_{channel}")
         m.d.sync += [
-            shifted.eq((self.drained >> config.shift_base) >> shift),
-            bias.eq(read.data.as_signed() + half),
+            shifted.eq((self.drained[channel] >> config.shift_base) >> shift),
             total.eq(shifted + bias),
         ]
 
@@ -123,23 +172,16 @@ class WriteBack(wiring.Component):
         negative = total[-1]
         # A number fits if all bits from its sign upwards are equal.
         signs = total[min(config.bias_guard + config.act_bits, len(total)) - 1:]
-        clipped = Signal()
-        value = Signal(signed(config.act_bits), reset_less=True)
-        m.d.comb += clipped.eq(Mux(negative, ~relu & ~signs.all(), signs.any()))
+        clipped = Signal(name=f"clipped_{channel}")
+        value = Signal(signed(config.act_bits), reset_less=True, name=f"value_{channel}")
+        m.d.comb += [
+            clipped.eq(Mux(negative, ~relu & ~signs.all(), signs.any())),
+            self.o.payload.values[channel].eq(value),
+        ]
         with m.If(negative & relu):
             m.d.sync += value.eq(0)
         with m.Elif(clipped):
             m.d.sync += value.eq(Mux(negative, low, high))
         with m.Else():
             m.d.sync += value.eq(rounded)
-        m.d.sync += self.saturated.eq(valid[3] & clipped & ~discard)
-
-        with m.If(valid[4]):
-            m.d.sync += act.eq(act + 1)
-        m.d.comb += [
-            self.o.valid.eq(valid[4] & ~discard),
-            self.o.payload.act.eq(act),
-            self.o.payload.value.eq(value),
-            self.busy.eq(Cat(valid).any()),
-        ]
-        return m
+        return clipped

@@ -116,7 +116,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         limits = {
             "n_pes": (1, 256), "queue_depth": (1, 1024), "entry_bits": (2, 24),
-            "code_bits": (1, 16 if self.direct_weights else 8), "min_code_bits": (1, self.code_bits),
+            "code_bits": (1, 16 if self.direct_weights else 8),
+            "min_code_bits": (1, self.code_bits),
             "spmat_depth": (1, 1 << 18), "ptr_depth": (1, 1 << 16), "bias_depth": (1, 1 << 16),
             "act_depth": (2, 1 << 16), "acc_depth": (1, 1 << 16), "codebooks": (1, 64),
             "program_depth": (2, 1024), "act_bits": (4, 18), "weight_bits": (4, 18),

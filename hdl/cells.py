@@ -1,0 +1,272 @@
+"""Cells: runs a recurrent layer's accumulators through the element-wise unit (ESE, ElementWise)."""
+
+from amaranth import *
+from amaranth.lib import fifo, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from openese.model.config import EngineConfig
+from openese.model.program import Op
+
+from .checks import checked_config, checked_contents
+from .elementwise import ElementWise
+from .gather import LANES, gate_layout
+from .layouts import (
+    Kind,
+    act_out_layout,
+    broadcast_signature,
+    input_signature,
+    instruction_layout,
+    scan_layout,
+)
+from .skid import Skid
+from .units import Units
+
+__all__ = ["Cells", "results_depth", "token_period"]
+
+
+def token_period(config: EngineConfig) -> int:
+    """Cycles between tokens: a unit per cycle, and four for every PE of a lane."""
+    return -(-config.n_pes // LANES) * LANES
+
+
+def results_depth(config: EngineConfig) -> int:
+    """Results that may wait: all that can be under way when they come at full rate."""
+    return 1 << (2 * token_period(config) + 63).bit_length()
+
+
+class Cells(wiring.Component):
+    """Executes CELL and STATE instructions beside the sequencer, one at a time.
+
+    CELL waits until the accumulators are complete in all PEs, then sends tokens. A token goes
+    from PE to PE; each drains the accumulators of its next unit. The units come back through the
+    gather tree in order, run through `ElementWise`, and its results wait in a queue until all of
+    their destinations take them: the activation memories, the sequencer, which broadcasts them as
+    columns, and the output stream. Tokens are sent only while that queue has room for a result
+    of every PE.
+
+    Throughput: 1 unit per cycle; with ``n_pes`` not a multiple of 4, ``n_pes`` units in the
+    ``token_period`` next to it.
+
+    Parameters
+    ----------
+    config
+        Engine configuration.
+    peepholes
+        Words the peephole memory starts with.
+
+    Members
+    -------
+    start : ``In(1)``, command : ``In(instruction_layout(config))``
+        Begin with this instruction; only while `idle`.
+    active : ``In(channels)``
+        Channels that have a step.
+    idle : ``Out(1)``
+        Nothing is under way, and all results have reached their destinations.
+    fence : ``In(1)``
+        Some PE has not accumulated all that came before the CELL message.
+    o_token : ``Out(1)``
+        To PE 0.
+    i : ``In(gate_layout(config)).array(4)``
+        From the gather tree.
+    i_load : ``In(broadcast_signature(config))``
+    o_feed : ``Out(stream.Signature(scan_layout(config, 2 * lnzd_levels)))``
+        Results as columns, as the LNZD tree would give them.
+    o_beat : ``Out(input_signature(config))``
+        Results for the activation memories.
+    o_act : ``Out(stream.Signature(act_out_layout(config)))``
+    saturations : ``Out(range(channels + 1))``
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
+    ValueError
+        More words than the memory holds, or a word that is not an unsigned integer of its width.
+    """
+
+    def __init__(self, config: EngineConfig, peepholes=()):
+        self._config = checked_config(config)
+        self.elementwise = ElementWise(config, checked_contents(
+            "peephole", peepholes, config.peephole_depth, 3 * config.act_bits))
+        super().__init__({
+            "start": In(1), "command": In(instruction_layout(config)),
+            "active": In(config.channels), "idle": Out(1), "fence": In(1), "o_token": Out(1),
+            "i": In(gate_layout(config)).array(LANES),
+            "i_load": In(broadcast_signature(config)),
+            "o_feed": Out(stream.Signature(scan_layout(config, 2 * config.lnzd_levels))),
+            "o_beat": Out(input_signature(config)),
+            "o_act": Out(stream.Signature(act_out_layout(config))),
+            "saturations": Out(range(config.channels + 1)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        m.submodules.units = units = Units(config)
+        m.submodules.elementwise = elementwise = self.elementwise
+        width = config.act_bits * config.channels
+        m.submodules.results = results = fifo.SyncFIFOBuffered(
+            width=width, depth=results_depth(config))
+        m.submodules.skid = skid = Skid(act_out_layout(config))
+        wiring.connect(m, skid.o, wiring.flipped(self.o_act))
+        for port, gate in zip(units.i, self.i, strict=True):
+            m.d.comb += port.eq(gate)
+
+        command = Signal.like(self.command, reset_less=True)
+        active = Signal.like(self.active, reset_less=True)
+        m.d.comb += [
+            units.four.eq(command.gates[0]), units.clear.eq(self.start),
+            elementwise.cell.eq(command.cell), elementwise.peephole.eq(command.peephole),
+            elementwise.cell_shift.eq(command.cell_shift),
+            elementwise.peep_shift.eq(command.peep_shift), elementwise.active.eq(active),
+            self.saturations.eq(elementwise.saturated),
+        ]
+        self._load(m, elementwise)
+        arriving = self._feed_units(m, command, units, elementwise)
+        taken, finished, dumped = self._give_results(m, command, results, skid)
+        m.d.comb += [
+            results.w_en.eq(elementwise.o_valid),
+            results.w_data.eq(elementwise.o_values.as_value()),
+        ]
+        m.d.sync += Assert(~results.w_en | results.w_rdy, "a result had no room")
+
+        # Tokens while there is room for a result of every PE.
+        wait = Signal(range(max(config.drain_wait, token_period(config), 8) + 1))
+        groups = Signal(config.rows_bits)
+        reserved = Signal(range(results_depth(config) + 1))
+        ready = (reserved <= results_depth(config) - config.n_pes) & (wait == 0)
+        with m.If(self.o_token & ~taken):
+            m.d.sync += reserved.eq(reserved + config.n_pes)
+        with m.Elif(self.o_token & taken):
+            m.d.sync += reserved.eq(reserved + config.n_pes - 1)
+        with m.Elif(taken):
+            m.d.sync += reserved.eq(reserved - 1)
+        with m.If(wait != 0):
+            m.d.sync += wait.eq(wait - 1)
+
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += self.idle.eq(1)
+                m.d.sync += [
+                    command.eq(self.command), active.eq(self.active), reserved.eq(0),
+                    groups.eq(self.command.rows), wait.eq(config.drain_wait - 1),
+                ]
+                with m.If(self.start):
+                    m.next = "FENCE"
+                    with m.If(self.command.op == Op.STATE):
+                        m.next = "READ"
+
+            with m.State("FENCE"), m.If((wait == 0) & ~self.fence):
+                m.next = "RUN"
+
+            with m.State("RUN"):
+                with m.If((groups != 0) & ready):
+                    m.d.comb += self.o_token.eq(1)
+                    m.d.sync += [groups.eq(groups - 1), wait.eq(token_period(config) - 1)]
+                with m.If(finished):
+                    m.next = "SETTLE"
+
+            # The last beat enters the tree to the activation memories, and PEs that have no unit in
+            # the last row give theirs.
+            with m.State("SETTLE"), m.If(~arriving):
+                m.next = "IDLE"
+
+            with m.State("READ"):
+                m.d.comb += [elementwise.dump_en.eq(1), elementwise.dump_addr.eq(command.state)]
+                m.d.sync += wait.eq(ElementWise.DUMP_LATENCY)
+                m.next = "SHOW"
+
+            with m.State("SHOW"), m.If(wait == 0):
+                m.d.comb += dumped.eq(1)
+                with m.If(skid.i.ready):
+                    m.d.sync += command.state.eq(command.state + 1)
+                    m.next = "READ"
+                    with m.If(finished):
+                        m.next = "IDLE"
+        return m
+
+    def _load(self, m: Module, elementwise: ElementWise) -> None:
+        kind, load = self.i_load.payload.kind, self.i_load.payload.args.load
+        m.d.comb += [
+            elementwise.load_valid.eq(self.i_load.valid & (
+                (kind == Kind.LOAD_CELL) | (kind == Kind.LOAD_RESULT)
+                | (kind == Kind.LOAD_PEEPHOLE))),
+            elementwise.load_target.eq(kind.as_value() - Kind.LOAD_CELL.value),
+            elementwise.load_addr.eq(load.addr), elementwise.load_channel.eq(load.channel),
+            elementwise.load_data.eq(load.data),
+        ]
+
+    def _feed_units(self, m: Module, command, units: Units, elementwise: ElementWise) -> Value:
+        """Units that exist, with their places in the memories; a last row may have fewer.
+
+        Returns whether units are still to come.
+        """
+        config = self._config
+        left = Signal(config.rows_bits)
+        state = Signal(config.state_addr_bits)
+        peep = Signal(config.peephole_addr_bits)
+        exists = units.o_valid & ((left != 1) | (units.o_pe < command.rem)) & (left != 0)
+        m.d.comb += [
+            elementwise.i_valid.eq(exists), elementwise.i_gates.eq(units.o_gates),
+            elementwise.i_state.eq(state), elementwise.i_peep.eq(peep),
+        ]
+        with m.If(exists):
+            m.d.sync += [state.eq(state + 1), peep.eq(peep + 1)]
+        with m.If(units.o_valid & (units.o_pe == config.n_pes - 1)):
+            m.d.sync += left.eq(left - 1)
+        with m.If(self.start):
+            m.d.sync += [left.eq(self.command.rows), state.eq(self.command.state),
+                         peep.eq(self.command.peep)]
+        return left != 0
+
+    def _give_results(self, m: Module, command, results, skid: Skid):
+        """Results to their destinations; returns when one is taken, and whether all are."""
+        config = self._config
+        values = Signal(self.o_feed.payload.values.shape())
+        pe = Signal(config.pe_bits)
+        left = Signal(config.rows_bits)
+        dumped = Signal()
+        last_of_row = (pe == config.n_pes - 1) | ((left == 1) & (pe == command.rem - 1))
+        last = (left == 1) & last_of_row
+
+        out_ready = ~command.to_out | skid.i.ready
+        taken = Signal()
+        feed = self.o_feed
+        m.d.comb += [
+            values.as_value().eq(results.r_data), results.r_en.eq(taken),
+            feed.valid.eq(results.r_rdy & command.to_feed & out_ready),
+            taken.eq(results.r_rdy & out_ready & (~command.to_feed | feed.ready)),
+            feed.payload.values.eq(values), feed.payload.nonzero.eq(values.as_value().any()),
+            feed.payload.lane.eq(pe), feed.payload.last.eq(last_of_row),
+            skid.i.valid.eq((taken & command.to_out) | dumped),
+            skid.i.payload.data.eq(Mux(dumped, self.elementwise.dump_values.as_value(),
+                                       values.as_value())),
+            skid.i.payload.last.eq(last),
+        ]
+
+        # A beat is full when its last lane is, or with the last result.
+        lane = Signal(range(config.input_lanes))
+        group = Signal.like(self.o_beat.payload.group)
+        act = Signal(config.act_addr_bits)
+        full = (lane == config.input_lanes - 1) | last_of_row
+        beat = self.o_beat.payload
+        m.d.sync += self.o_beat.valid.eq(taken & full & command.to_act)
+        finished = Signal()
+        step = taken | (dumped & skid.i.ready)
+        m.d.comb += finished.eq(step & last)
+        with m.If(taken):
+            with m.Switch(lane):
+                for k in range(config.input_lanes):
+                    with m.Case(k):
+                        m.d.sync += beat.values[k].eq(values)
+            m.d.sync += [beat.group.eq(group), beat.act.eq(act), lane.eq(lane + 1)]
+            with m.If(full):
+                m.d.sync += [lane.eq(0), group.eq(group + 1)]
+        with m.If(step):
+            m.d.sync += pe.eq(pe + 1)
+            with m.If(last_of_row):
+                m.d.sync += [pe.eq(0), group.eq(0), act.eq(act + 1), left.eq(left - 1)]
+        with m.If(self.start):
+            m.d.sync += [pe.eq(0), group.eq(0), lane.eq(0), act.eq(self.command.act),
+                         left.eq(self.command.rows)]
+        return taken, finished, dumped

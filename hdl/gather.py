@@ -1,0 +1,84 @@
+"""Gather: brings the PEs' gate pre-activations to the element-wise unit, a unit per cycle."""
+
+from amaranth import *
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from openese.model.config import EngineConfig
+
+from .checks import checked_config
+from .fan import ARITY
+from .layouts import values_layout
+
+__all__ = ["LANES", "GatherTree", "gate_layout"]
+
+#: Values under way side by side: the accumulators of the largest cell.
+LANES = 4
+
+
+def gate_layout(config: EngineConfig) -> data.StructLayout:
+    """A pre-activation of every channel on its way to the element-wise unit."""
+    return data.StructLayout({"values": values_layout(config), "valid": 1})
+
+
+class GatherTree(wiring.Component):
+    """Joins what the PEs give into four lanes; PE ``p`` has lane ``p mod 4``.
+
+    A PE takes four cycles for the gates of a unit and the next PE starts a cycle later, so four
+    lanes carry a unit per cycle. PEs of a lane never give a value in the same cycle: the
+    distance of tokens sees to that.
+
+    Latency: ``config.fan_levels`` cycles. Throughput: a value per lane and cycle.
+
+    Parameters
+    ----------
+    config
+        Engine configuration.
+
+    Members
+    -------
+    i : ``In(gate_layout(config)).array(n_pes)``
+    o : ``Out(gate_layout(config)).array(4)``
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
+    """
+
+    def __init__(self, config: EngineConfig):
+        self._config = checked_config(config)
+        super().__init__({
+            "i": In(gate_layout(config)).array(config.n_pes),
+            "o": Out(gate_layout(config)).array(LANES),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        layout = gate_layout(self._config)
+        # A node joins eight neighbours, lane by lane; idle inputs count as zero.
+        nodes = [[[self.i[p]] if p % LANES == lane else [] for lane in range(LANES)]
+                 for p in range(self._config.n_pes)]
+        for level in range(self._config.fan_levels):
+            joined = []
+            for first in range(0, len(nodes), ARITY):
+                group = nodes[first:first + ARITY]
+                lanes = []
+                for lane in range(LANES):
+                    inputs = [item for node in group for item in node[lane]]
+                    if not inputs:
+                        lanes.append([])
+                        continue
+                    out = Signal(layout, name=f"lane_{level}_{first}_{lane}")
+                    values = Const(0)
+                    for item in inputs:
+                        values = values | Mux(item.valid, item.values.as_value(), 0)
+                    valid = Cat(item.valid for item in inputs).any()
+                    m.d.sync += [out.values.as_value().eq(values), out.valid.eq(valid)]
+                    lanes.append([out])
+                joined.append(lanes)
+            nodes = joined
+        for lane in range(LANES):
+            for out in nodes[0][lane]:
+                m.d.comb += self.o[lane].eq(out)
+        return m
