@@ -131,7 +131,8 @@ class Engine(wiring.Component):
                 pe.i_input.payload.act.eq(beat.payload.act),
                 pe.i_input.payload.values.eq(beat.payload.values[p % config.input_lanes]),
                 status.busy[p].eq(pe.busy), status.stall[p].eq(pe.almost_full),
-                status.fence[p].eq(pe.fence), status.saturated[p].eq(pe.saturated),
+                status.fence[p].eq(pe.fence), status.working[p].eq(pe.working),
+                status.saturated[p].eq(pe.saturated),
             ]
             wiring.connect(m, pe.o, lnzd.i[p])
             pes.append(pe)
@@ -172,6 +173,7 @@ class Engine(wiring.Component):
             cells.start.eq(sequencer.cells_start), cells.command.eq(sequencer.cells_command),
             cells.active.eq(sequencer.cells_active), sequencer.cells_idle.eq(cells.idle),
             cells.fence.eq(status.any_fence),
+            host.exposed.eq(~cells.idle & ~status.any_working),
             cells.i_load.valid.eq(host.o_load.valid), cells.i_load.payload.eq(host.o_load.payload),
             host.saturations.eq(status.saturations + cells.saturations),
             # Never both: OUTPUT waits for the cells.

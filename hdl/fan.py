@@ -119,9 +119,9 @@ class StatusNode(wiring.Component):
 
     Members
     -------
-    busy, stall, fence : ``In(children)``
+    busy, stall, fence, working : ``In(children)``
     saturations : ``In(count_bits).array(children)``
-    any_busy, any_stall, any_fence : ``Out(1)``
+    any_busy, any_stall, any_fence, any_working : ``Out(1)``
     total : ``Out(count_bits + 3)``
 
     Raises
@@ -136,9 +136,10 @@ class StatusNode(wiring.Component):
         self._children = children
         super().__init__({
             "busy": In(children), "stall": In(children), "fence": In(children),
+            "working": In(children),
             "saturations": In(count_bits).array(children),
             "any_busy": Out(1), "any_stall": Out(1), "any_fence": Out(1),
-            "total": Out(count_bits + 3),
+            "any_working": Out(1), "total": Out(count_bits + 3),
         })
 
     def elaborate(self, platform):
@@ -150,7 +151,7 @@ class StatusNode(wiring.Component):
         m.d.sync += [
             self.any_busy.eq(self.busy.any()),
             self.any_stall.eq(self.stall.any()),
-            self.any_fence.eq(self.fence.any()),
+            self.any_fence.eq(self.fence.any()), self.any_working.eq(self.working.any()),
             self.total.eq(terms[0]),
         ]
         return m
@@ -162,7 +163,7 @@ def saturation_bits(config: EngineConfig) -> int:
 
 
 class StatusTree(wiring.Component):
-    """Gathers what all PEs report: busy, stall, fences, and the saturations in a cycle.
+    """Gathers what all PEs report: busy, stall, fences, work, and the saturations in a cycle.
 
     Latency: ``config.fan_levels`` cycles.
 
@@ -173,10 +174,10 @@ class StatusTree(wiring.Component):
 
     Members
     -------
-    busy, stall, fence : ``In(n_pes)``
+    busy, stall, fence, working : ``In(n_pes)``
         One bit per PE.
     saturated : ``In(range(channels + 1)).array(n_pes)``
-    any_busy, any_stall, any_fence : ``Out(1)``
+    any_busy, any_stall, any_fence, any_working : ``Out(1)``
     saturations : ``Out(saturation_bits(config))``
 
     Raises
@@ -189,14 +190,16 @@ class StatusTree(wiring.Component):
         self._config = checked_config(config)
         super().__init__({
             "busy": In(config.n_pes), "stall": In(config.n_pes), "fence": In(config.n_pes),
+            "working": In(config.n_pes),
             "saturated": In(range(config.channels + 1)).array(config.n_pes),
-            "any_busy": Out(1), "any_stall": Out(1), "any_fence": Out(1),
+            "any_busy": Out(1), "any_stall": Out(1), "any_fence": Out(1), "any_working": Out(1),
             "saturations": Out(saturation_bits(config)),
         })
 
     def elaborate(self, platform):
         m = Module()
         busy, stall, fence = list(self.busy), list(self.stall), list(self.fence)
+        working = list(self.working)
         counts = list(self.saturated)
         count_bits = Shape.cast(range(self._config.channels + 1)).width
         for level in range(self._config.fan_levels):
@@ -209,15 +212,18 @@ class StatusTree(wiring.Component):
                     node.busy.eq(Cat(busy[k:k + ARITY])),
                     node.stall.eq(Cat(stall[k:k + ARITY])),
                     node.fence.eq(Cat(fence[k:k + ARITY])),
+                    node.working.eq(Cat(working[k:k + ARITY])),
                 ]
                 m.d.comb += [node.saturations[c].eq(counts[k + c]) for c in range(children)]
                 nodes.append(node)
             busy = [node.any_busy for node in nodes]
             stall = [node.any_stall for node in nodes]
             fence = [node.any_fence for node in nodes]
+            working = [node.any_working for node in nodes]
             counts = [node.total for node in nodes]
         m.d.comb += [
             self.any_busy.eq(busy[0]), self.any_stall.eq(stall[0]), self.any_fence.eq(fence[0]),
+            self.any_working.eq(working[0]),
             self.saturations.eq(counts[0]),
         ]
         return m

@@ -58,8 +58,10 @@ class ProcessingElement(wiring.Component):
         Results for the element-wise unit.
     i_token, o_token : ``In(1)``, ``Out(1)``
         See `WriteBack`.
-    busy, almost_full, fence : ``Out(1)``, saturated : ``Out(range(channels + 1))``
-        Registered. `fence` is high from a CELL message until everything before it is accumulated.
+    busy, almost_full, fence, working : ``Out(1)``
+        Registered. `fence` is high from a CELL message until everything before it has been
+        accumulated, `working` after every entry.
+    saturated : ``Out(range(channels + 1))``
 
     Raises
     ------
@@ -88,7 +90,7 @@ class ProcessingElement(wiring.Component):
             "i_input": In(stream.Signature(lane_layout(config), always_ready=True)),
             "o": Out(stream.Signature(scan_layout(config, 0))),
             "gate": Out(gate_layout(config)), "i_token": In(1), "o_token": Out(1),
-            "busy": Out(1), "almost_full": Out(1), "fence": Out(1),
+            "busy": Out(1), "almost_full": Out(1), "fence": Out(1), "working": Out(1),
             "saturated": Out(range(config.channels + 1)),
         })
 
@@ -156,7 +158,7 @@ class ProcessingElement(wiring.Component):
             self.busy.eq(
                 arriving | ptr_read.busy | act_queue.o.valid | spmat_read.busy
                 | Cat(valids).any() | self.accumulates[0].busy | write_back.busy),
-            self.almost_full.eq(act_queue.almost_full),
+            self.almost_full.eq(act_queue.almost_full), self.working.eq(spmat_read.o.valid),
         ]
         m.d.comb += self.saturated.eq(write_back.saturated)
         if self._config.recurrent:
