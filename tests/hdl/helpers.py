@@ -170,21 +170,27 @@ def column_words(rows: Sequence[int], codes: Sequence[int], code_bits: int,
     return words
 
 
-def act_message(ptr: int, value: int) -> dict:
-    """A broadcast of a column, as the value of a message payload."""
-    return {"kind": Kind.ACT, "args": {"act": {"ptr": ptr, "value": value}}}
+def recurrent(config: EngineConfig = SMALL, **changes) -> EngineConfig:
+    """`config` with an element-wise unit."""
+    return config.with_(**{"state_depth": 20, "peephole_depth": 20, **changes})
 
 
-def scan_message(**fields: int) -> dict:
-    """A broadcast that starts a scan."""
-    return {"kind": Kind.SCAN, "args": {"scan": fields}}
+def act_message(ptr: int, *values: int) -> dict:
+    """A broadcast of a column, an activation for each channel, as the value of a payload."""
+    return {"kind": Kind.ACT, "args": {"act": {"ptr": ptr, "values": list(values)}}}
 
 
-def write_message(**fields: int) -> dict:
-    """A broadcast that starts a write-back."""
-    return {"kind": Kind.WRITE, "args": {"write": fields}}
+def scan_message(kind: Kind = Kind.SCAN, **fields: int) -> dict:
+    """A broadcast that starts a scan, or columns of another origin."""
+    route = {name: fields.pop(name) for name in ("codebook", "code_sel", "acc") if name in fields}
+    return {"kind": kind, "args": {"scan": {**fields, "route": route}}}
 
 
-def load_message(kind: Kind, pe: int, addr: int, word: int) -> dict:
+def write_message(kind: Kind = Kind.WRITE, **fields: int) -> dict:
+    """A broadcast that starts a write-back, or prepares that of a cell."""
+    return {"kind": kind, "args": {"write": fields}}
+
+
+def load_message(kind: Kind, pe: int, addr: int, word: int, **fields: int) -> dict:
     """A broadcast that writes one word of a memory."""
-    return {"kind": kind, "args": {"load": {"pe": pe, "addr": addr, "data": word}}}
+    return {"kind": kind, "args": {"load": {"pe": pe, "addr": addr, "data": word, **fields}}}

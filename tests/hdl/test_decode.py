@@ -1,12 +1,16 @@
 # amaranth: UnusedElaboratable=no
-"""Proves that entries decode to rows and codebook values for every split of the entry word."""
+"""Proves that entries decode to rows and codebook values for every split of the entry word.
+
+Also to weights that are stored directly, and to rows that count from the accumulator a column's
+route names.
+"""
 
 import numpy as np
 import pytest
 from amaranth.hdl import Signal
 
 from openese.hdl.decode import Decode
-from openese.hdl.layouts import Kind
+from openese.hdl.layouts import Kind, route_layout
 from openese.model.config import DECODE_LATENCY, EngineConfig
 
 from .helpers import (
@@ -15,12 +19,13 @@ from .helpers import (
     column_words,
     load_message,
     play,
+    recurrent,
     scan_message,
     signed,
     write_message,
 )
 
-WATCH = ["weight", "value", "row", "valid"]
+WATCH = ["weight", "values", "row", "valid"]
 
 
 def codebooks(config: EngineConfig, seed: int = 0) -> list[int]:
@@ -32,9 +37,10 @@ def codebooks(config: EngineConfig, seed: int = 0) -> list[int]:
     return words.tolist()
 
 
-def entries(words: list[int], value: int) -> list[dict]:
+def entries(words: list[int], *values: int, **route: int) -> list[dict]:
     """A column as SpMatRead gives it; the flag is gone by then."""
-    return [{"entry": word, "value": value, "first": int(k == 0)} for k, word in enumerate(words)]
+    return [{"entry": word, "values": list(values), "route": route, "first": int(k == 0)}
+            for k, word in enumerate(words)]
 
 
 def check(config: EngineConfig, book: int, code_bits: int, seed: int, gaps: float) -> None:
@@ -42,8 +48,7 @@ def check(config: EngineConfig, book: int, code_bits: int, seed: int, gaps: floa
     rng = np.random.default_rng(seed)
     index_bits = config.entry_bits - code_bits
     table = codebooks(config, seed)
-    script = [{"i_broadcast.valid": 1, "i_broadcast.payload": scan_message(
-        codebook=book, code_sel=code_bits - config.min_code_bits)}]
+    script = []
     expected = {}  # cycle -> (weight, value, row, is a filler)
     for _ in range(25):
         count = int(rng.integers(1, 7))
@@ -53,7 +58,8 @@ def check(config: EngineConfig, book: int, code_bits: int, seed: int, gaps: floa
         words = column_words(rows, codes, code_bits, index_bits)
         mask = (1 << config.entry_bits) - 1
         column = iter(zip(rows, codes, strict=True))
-        for item in entries([word & mask for word in words], value):
+        for item in entries([word & mask for word in words], value, codebook=book,
+                            code_sel=code_bits - config.min_code_bits):
             while rng.random() < gaps:
                 script.append({})
             cycle = len(script)
@@ -67,7 +73,7 @@ def check(config: EngineConfig, book: int, code_bits: int, seed: int, gaps: floa
     trace = play(Decode(config, init=table), script, WATCH, extra=2)
     for cycle, (weight, value, row) in expected.items():
         decoded = trace[cycle + DECODE_LATENCY]
-        assert (decoded["weight"], decoded["value"]) == (weight, value), cycle
+        assert (decoded["weight"], decoded["values"]) == (weight, [value]), cycle
         if row is None:
             assert weight == 0
         else:
@@ -94,26 +100,76 @@ def test_fillers_add_nothing_and_move_on_by_the_largest_index():
     words = column_words([0, 1, 31], [3, 4, 5], 4, 1)
     assert [word & 31 for word in words] == [3, 4, *[16] * 14, 16 + 5]
     table = codebooks(config)
-    script = [{"i_broadcast.valid": 1, "i_broadcast.payload": scan_message(
-        code_sel=config.code_bits - config.min_code_bits)}]
-    script += [{"i.valid": 1, "i.payload": item}
-               for item in entries([word & 31 for word in words], -7)]
+    script = [{"i.valid": 1, "i.payload": item} for item in entries(
+        [word & 31 for word in words], -7, code_sel=config.code_bits - config.min_code_bits)]
     trace = play(Decode(config, init=table), script, WATCH, extra=1)
-    assert [step["row"] for step in trace[2:]] == [0, 1, *range(3, 31, 2), 31]
-    assert [step["weight"] for step in trace[4:-1]] == [0] * 14
+    assert [step["row"] for step in trace[1:]] == [0, 1, *range(3, 31, 2), 31]
+    assert [step["weight"] for step in trace[3:-1]] == [0] * 14
 
 
-def test_split_and_codebook_change_only_with_a_scan():
+def test_split_and_codebook_are_those_of_the_entry():
+    """Whatever is broadcast meanwhile: the entry's column may have been sent long before."""
     table = codebooks(SMALL)
-    item = {"i.valid": 1, "i.payload": {"entry": 0b0000_0001, "value": 1, "first": 1}}
-    select = [{"i_broadcast.valid": 1, "i_broadcast.payload": message} for message in (
-        scan_message(codebook=2, code_sel=2), act_message(55, -1), write_message(rows=9, bias=21),
-        load_message(Kind.LOAD_BIAS, 1, 33, 0x3FFFF))]
-    idle = {"i_broadcast.valid": 0, "i_broadcast.payload": scan_message(codebook=1, code_sel=0)}
-    script = [select[0], *(step for message in [*select[1:], idle] for step in (message, item))]
+    messages = [scan_message(codebook=2, code_sel=2), act_message(55, -1),
+                write_message(rows=9, bias=21), load_message(Kind.LOAD_BIAS, 1, 33, 0x3FFFF),
+                scan_message(codebook=1, code_sel=0)]
+    script, expected = [], []
+    for k in range(60):
+        code_sel, book, entry = k % 3, k // 3 % 3, (37 * k + 1) % 256
+        script.append({"i_broadcast.valid": 1, "i_broadcast.payload": messages[k % 5],
+                       "i.valid": 1, "i.payload": {
+                           "entry": entry, "values": [k], "first": 1,
+                           "route": {"codebook": book, "code_sel": code_sel}}})
+        code, index = entry & (4 << code_sel) - 1, entry >> code_sel + SMALL.min_code_bits
+        expected.append((signed(table[(book << SMALL.code_bits) + code], SMALL.weight_bits),
+                         index % 16))
     trace = play(Decode(SMALL, init=table), script, WATCH, extra=1)
-    expected = signed(table[(2 << SMALL.code_bits) + 1], SMALL.weight_bits)
-    assert [step["weight"] for step in trace[3::2]] == [expected] * 4
+    assert [(step["weight"], step["row"]) for step in trace[1:]] == expected
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_rows_count_from_the_accumulator_of_the_column(channels):
+    """Columns of different matrices follow each other without a gap; all channels go along."""
+    config = recurrent(channels=channels, acc_depth=100)
+    rng = np.random.default_rng(channels)
+    script, expected = [], []
+    for _ in range(60):
+        rows = sorted(rng.choice(40, size=int(rng.integers(1, 6)), replace=False).tolist())
+        values = rng.integers(-32768, 32768, channels).tolist()
+        acc = int(rng.integers(60))
+        words = column_words(rows, [1] * len(rows), 4, 4)
+        at = acc
+        for item in entries([word & 255 for word in words], *values, acc=acc, code_sel=2):
+            script.append({"i.valid": 1, "i.payload": item})
+            at += item["entry"] >> 4
+            expected.append((at, values))
+            at += 1
+    trace = play(Decode(config), script, WATCH, extra=1)
+    assert [(step["row"], step["values"]) for step in trace[1:]] == expected
+
+
+@pytest.mark.parametrize(("entry_bits", "code_bits", "min_code_bits", "weight_bits"),
+                         [(16, 12, 12, 12), (16, 12, 12, 16), (8, 5, 3, 6), (20, 16, 14, 18)])
+def test_weights_stored_directly(entry_bits, code_bits, min_code_bits, weight_bits):
+    """Every width of weight, both ends, and 0 as a filler; codebooks do not exist."""
+    config = SMALL.with_(entry_bits=entry_bits, code_bits=code_bits, weight_bits=weight_bits,
+                         min_code_bits=min_code_bits, direct_weights=True)
+    assert "codebook" not in dict(iter(route_layout(config)))
+    rng = np.random.default_rng(entry_bits)
+    script, expected = [], []
+    for bits in range(min_code_bits, code_bits + 1):
+        ends = [-(1 << bits - 1), (1 << bits - 1) - 1, 0, -1, 1]
+        for weight in ends + rng.integers(ends[0], ends[1], 40).tolist():
+            index = int(rng.integers(min(8, 1 << entry_bits - bits)))
+            script.append({"i.valid": 1, "i.payload": {
+                "entry": index << bits | weight & (1 << bits) - 1, "values": [7], "first": 1,
+                "route": {"code_sel": bits - min_code_bits}}})
+            expected.append((weight, index))
+    # A load of a codebook finds nothing.
+    script[0] |= {"i_broadcast.valid": 1,
+                  "i_broadcast.payload": load_message(Kind.LOAD_CODEBOOK, 0, 1, 5)}
+    trace = play(Decode(config), script, WATCH, extra=1)
+    assert [(step["weight"], step["row"]) for step in trace[1:]] == expected
 
 
 def test_load_fills_the_codebooks_of_every_pe():
@@ -125,10 +181,9 @@ def test_load_fills_the_codebooks_of_every_pe():
                 "i_broadcast.payload": load_message(kind, 0, 1, 0x1234)}
                for kind in (Kind.LOAD_SPMAT, Kind.LOAD_PTR, Kind.LOAD_BIAS)]
     for book in range(SMALL.codebooks):
-        script.append({"i_broadcast.valid": 1, "i_broadcast.payload": scan_message(
-            codebook=book, code_sel=2)})
-        script += [{"i.valid": 1, "i.payload": {"entry": code, "value": 0, "first": 1}}
-                   for code in range(16)]
+        script += [{"i.valid": 1, "i.payload": {
+            "entry": code, "route": {"codebook": book, "code_sel": 2}, "first": 1}}
+            for code in range(16)]
     trace = play(Decode(SMALL), script, WATCH, extra=1)
     weights = [step["weight"] for step, did in zip(trace[1:], script, strict=True)
                if "i.valid" in did]
@@ -136,7 +191,7 @@ def test_load_fills_the_codebooks_of_every_pe():
 
 
 def test_reset_drops_the_entry_inside():
-    item = {"i.valid": 1, "i.payload": {"entry": 1, "value": 1, "first": 1}}
+    item = {"i.valid": 1, "i.payload": {"entry": 1, "values": [1], "first": 1}}
     trace = play(Decode(SMALL), [item, {**item, "reset": 1}, {}, item], ["valid"], extra=2,
                  reset=Signal())
     assert [step["valid"] for step in trace] == [0, 1, 0, 0, 1, 0]
