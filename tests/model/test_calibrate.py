@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openese.model.calibrate import calibrate, count_clipped
-from openese.model.network import CompressedLinear, CompressedNetwork
+from openese.model.matrix import CompressedMatrix
+from openese.model.network import (
+    CompressedBidirectional,
+    CompressedLinear,
+    CompressedNetwork,
+    CompressedRecurrent,
+)
 
 
 def network(*layers):
@@ -130,3 +136,114 @@ def test_wrong_headroom_is_named(headroom):
     net = network(([[1.0]], None, False))
     with pytest.raises(ValueError, match="headroom must be finite and above 0"):
         calibrate(net, np.ones((1, 1)), headroom=headroom)
+
+
+# -- recurrent layers -----------------------------------------------------------------------------
+
+
+def matrix(rows, columns, value=1.0):
+    return CompressedMatrix.from_codes(np.ones((rows, columns), int), [0, value])
+
+
+def recurrent(cell, gates, *, w_hh=0.0, proj=None, bias=None, name="rnn", inputs=1):
+    """One unit whose input weights are 1."""
+    units = 2 if proj else 1
+    w_hh = CompressedMatrix.from_codes(np.full((gates * units, 1), int(w_hh != 0)), [0, w_hh])
+    return CompressedRecurrent(name, cell, inputs, units, matrix(gates * units, inputs), w_hh,
+                               matrix(1, 2, proj) if proj else None, bias)
+
+
+def test_a_relu_cell_and_its_binary_points_by_hand():
+    # h = max(0, x + h / 2) over 4, 4, -8: 4, 6, 0.
+    net = CompressedNetwork([recurrent("rnn_relu", 1, w_hh=0.5)], 0)
+    x = np.array([[4.0], [4.0], [-8.0]])
+    result = calibrate(net, x)
+    assert (result.in_frac, result.layers[0].out_frac) == (11, 12)
+    assert calibrate(net, x[:1]).layers[0].out_frac == 12
+    assert calibrate(net, x[:1] / 2).layers[0].out_frac == 13
+    assert count_clipped(result, 2 * x) == {"input": 0, "rnn": 2}
+    # A bias is added in the output's format.
+    biased = CompressedNetwork([recurrent("rnn_relu", 1, bias=[-40.0])], 0)
+    assert calibrate(biased, x).layers[0].out_frac == 9
+
+
+@pytest.mark.parametrize(("cell", "gates"), [("rnn_tanh", 1), ("gru", 3), ("lstm", 4)])
+@pytest.mark.parametrize("act_bits", [16, 12])
+def test_outputs_between_minus_one_and_one_have_unit_frac(cell, gates, act_bits):
+    net = CompressedNetwork([recurrent(cell, gates)], 0, act_bits)
+    for size in (0.01, 100.0):
+        result = calibrate(net, np.full((5, 3, 1), size))
+        assert result.layers[0].out_frac == act_bits - 1
+        assert result.in_frac == (act_bits + 5 if size < 1 else act_bits - 8)
+    assert "rnn" not in count_clipped(result, np.ones((2, 1)))
+
+
+@pytest.mark.parametrize(("x", "steps", "frac"), [
+    (1e-3, 9, 15), (0.5, 1, 15), (20.0, 1, 14), (20.0, 2, 13), (20.0, 9, 11), (20.0, 100, 8)])
+def test_cell_states_have_what_the_largest_needs(x, steps, frac):
+    """With all gates open, c grows by 1 a step."""
+    net = CompressedNetwork([recurrent("lstm", 4)], 0)
+    data = np.full((steps, 1), x)
+    result = calibrate(net, data)
+    assert result.layers[0].cell_frac == frac
+    assert count_clipped(result, data) == {"input": 0, "rnn (cell)": 0}
+
+
+def test_cell_states_beyond_what_an_engine_holds_are_told():
+    net = CompressedNetwork([recurrent("lstm", 4)], 0)
+    with pytest.warns(UserWarning, match=r"clipped \(rnn \(cell\): 3\); .*cell states to stay "
+                                         "within 128$"):
+        result = calibrate(net, np.full((130, 1), 20.0))
+    assert result.layers[0].cell_frac == 8
+    assert count_clipped(result, np.full((260, 1), 20.0))["rnn (cell)"] > 100
+
+
+def test_a_projection_has_a_binary_point_of_its_own():
+    net = CompressedNetwork([recurrent("lstm", 4, proj=3.0)], 0)
+    # One step: h is a little below tanh(1) = 0.76, twice 3 h is 4.57.
+    assert calibrate(net, np.full((1, 1), 20.0)).layers[0].out_frac == 12
+
+
+def test_both_directions_share_the_coarser_binary_point():
+    for order in (1, -1):
+        ways = [recurrent("lstm", 4, proj=size, name=f"l{size}") for size in (3.0, 0.1)][::order]
+        layer = CompressedBidirectional(*ways)
+        after = CompressedLinear("fc", 2, 1, [0, 1, 2], [0, 0], [1, 1], [0, 1], None, relu=False,
+                                 out_frac=0)
+        x = np.full((4, 2, 1), 20.0)
+        result = calibrate(CompressedNetwork([layer, after], 0), x)
+        assert [result.layers[0].ahead.out_frac, result.layers[0].back.out_frac] == [12, 12]
+        assert [way.name for way in (result.layers[0].ahead, result.layers[0].back)] == [
+            way.name for way in ways]
+        assert result.layers[1].out_frac == 12
+        assert set(count_clipped(result, x)) == {"input", "l3.0", "l3.0 (cell)", "l0.1",
+                                                 "l0.1 (cell)", "fc"}
+
+
+def test_many_sequences_and_one_by_one_make_no_difference(monkeypatch):
+    x = np.random.default_rng(1).normal(size=(7, 40, 3)) * 4
+    layers = [recurrent("lstm", 4, w_hh=0.5, proj=1.5, inputs=3), recurrent("gru", 3)]
+    net = CompressedNetwork(layers, 0)
+    whole = calibrate(net, x)
+    monkeypatch.setattr("openese.model.calibrate.SEQUENCE_BATCH", 50)
+    parts = calibrate(net, x)
+    single = [calibrate(net, x[:, i]) for i in range(40)]
+    for get in (lambda n: n.in_frac, lambda n: n.layers[0].cell_frac,
+                lambda n: n.layers[0].out_frac):
+        assert get(whole) == get(parts) == min(map(get, single))
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 2), (5, 2, 2), (0, 3), (5, 0, 3), (5, 2, 2, 3)])
+def test_wrong_sequences_are_named(shape):
+    net = CompressedNetwork([recurrent("gru", 3, inputs=3)], 0)
+    for function in (calibrate, count_clipped):
+        with pytest.raises(ValueError, match=r"inputs must have shape \(steps, n, 3\) or "
+                                             r"\(steps, 3\), with one step or more, not \("):
+            function(net, np.ones(shape))
+
+
+def test_states_that_explode_are_named():
+    net = CompressedNetwork([recurrent("rnn_relu", 1, w_hh=1e30)], 0)
+    for steps in (4, 40):
+        with pytest.raises(ValueError, match="layer 'rnn' grows beyond all bounds on the calib"):
+            calibrate(net, np.ones((steps, 1)))
