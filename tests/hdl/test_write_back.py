@@ -1,5 +1,8 @@
 # amaranth: UnusedElaboratable=no
-"""Proves write-back equal to the rounding of the reference: ties, rails, ReLU and saturations."""
+"""Proves write-back equal to the rounding of the reference: ties, rails, ReLU and saturations.
+
+Every channel alike; and that tokens drain one unit's accumulators after the other.
+"""
 
 import math
 from fractions import Fraction
@@ -13,9 +16,22 @@ from hypothesis import strategies as st
 from openese.hdl.layouts import Kind
 from openese.hdl.write_back import WriteBack
 from openese.model import reference
-from openese.model.config import WRITE_BACK_LATENCY, EngineConfig
+from openese.model.config import (
+    DECODE_LATENCY,
+    MULTIPLY_LATENCY,
+    WRITE_BACK_LATENCY,
+    EngineConfig,
+)
 
-from .helpers import SMALL, load_message, plain, simulate, unsigned, write_message
+from .helpers import (
+    SMALL,
+    load_message,
+    plain,
+    recurrent,
+    simulate,
+    unsigned,
+    write_message,
+)
 
 #: Small enough to try every accumulator around both rails.
 TINY = SMALL.with_(act_bits=4, weight_bits=4, acc_bits=16, bias_bits=6, shift_base=0, shift_bits=2,
@@ -28,38 +44,60 @@ class Run:
     Attributes
     ----------
     results
-        (cycle, act, value, saturated) of every activation.
+        (cycle, act, value, saturated) of every activation; with several channels, a list of
+        values.
+    gates
+        (cycle, value, saturated) of every result for the element-wise unit.
     drains
         (cycle, row).
     busy, clipped
         Cycles in which `busy` and `saturated` were high.
+    passed
+        Cycles in which a token was passed on.
     """
 
-    def __init__(self, dut, messages, accumulators, cycles, *, pe=0, reset_at=None):
+    def __init__(self, dut, messages, accumulators, cycles, *, pe=0, reset_at=None, tokens=()):
         self.results, self.drains, self.busy, self.clipped = [], [], [], []
+        self.gates, self.passed = [], []
+        # The request takes the way of an entry through decoder and multiplier.
+        delay = DECODE_LATENCY + MULTIPLY_LATENCY
         reset = Signal()
         rng = np.random.default_rng(0)
 
         async def testbench(ctx):
             ctx.set(dut.id, pe)
-            drained = None
+            channels = len(dut.drained)
+            asked = []
             for cycle in range(cycles):
                 ctx.set(reset, int(cycle == reset_at))
                 ctx.set(dut.i.valid, int(cycle in messages))
                 ctx.set(dut.i.payload, messages.get(cycle, write_message(rows=3)))
-                junk = int(rng.integers(-2000, 2000))
-                ctx.set(dut.drained, junk if drained is None else accumulators[drained])
+                ctx.set(dut.i_token, int(cycle in tokens))
+                row = asked[cycle - delay] if cycle >= delay else None
+                for c in range(channels):
+                    if row is None:
+                        ctx.set(dut.drained[c], int(rng.integers(-2000, 2000)))
+                    elif channels == 1:
+                        ctx.set(dut.drained[c], accumulators[row])
+                    else:
+                        ctx.set(dut.drained[c], accumulators[row][c])
                 saturated = ctx.get(dut.saturated)
+                payload = plain(ctx.get(dut.o.payload))
+                value = payload["values"] if channels > 1 else payload["values"][0]
+                assert not (ctx.get(dut.o.valid) and ctx.get(dut.gate)), cycle
                 if ctx.get(dut.o.valid):
-                    payload = plain(ctx.get(dut.o.payload))
-                    self.results.append((cycle, payload["act"], payload["value"], saturated))
+                    self.results.append((cycle, payload["act"], value, saturated))
+                if ctx.get(dut.gate):
+                    self.gates.append((cycle, value, saturated))
+                if ctx.get(dut.o_token):
+                    self.passed.append(cycle)
                 if saturated:
                     self.clipped.append(cycle)
                 if ctx.get(dut.busy):
                     self.busy.append(cycle)
-                drained = ctx.get(dut.row) if ctx.get(dut.drain) else None
-                if drained is not None:
-                    self.drains.append((cycle, drained))
+                asked.append(ctx.get(dut.row) if ctx.get(dut.drain) else None)
+                if asked[cycle] is not None:
+                    self.drains.append((cycle, asked[cycle]))
                 await ctx.tick()
 
         simulate(dut, testbench, reset=reset)
@@ -85,7 +123,7 @@ def test_every_accumulator_around_ties_and_both_rails(s, relu):
     for bias in (0, 1, -1, 2, -3, 31, -32):
         dut = WriteBack(TINY, init=[unsigned(bias, TINY.bias_bits)] * len(accumulators))
         run = Run(dut, {0: write_message(rows=len(accumulators), shift=s, relu=relu)},
-                  accumulators, len(accumulators) + 8)
+                  accumulators, len(accumulators) + 12)
         expected = [rounded(TINY, acc, bias, s, relu) for acc in accumulators]
         assert [(value, bool(clip)) for _, _, value, clip in run.results] == expected
 
@@ -93,7 +131,7 @@ def test_every_accumulator_around_ties_and_both_rails(s, relu):
 def test_half_rounds_up():
     # Four guard-less units are 1.0: -1.5, -0.5, 0.5 and 1.5 round up.
     ties = [-6, -2, 2, 6]
-    run = Run(WriteBack(TINY), {0: write_message(rows=4)}, ties, 14)
+    run = Run(WriteBack(TINY), {0: write_message(rows=4)}, ties, 18)
     assert [value for _, _, value, _ in run.results] == [-1, 0, 1, 2]
 
 
@@ -124,7 +162,7 @@ def test_equals_the_reference(case):
     config, accumulators, biases, s, relu = case
     dut = WriteBack(config, init=[unsigned(bias, config.bias_bits) for bias in biases])
     rows = len(accumulators)
-    run = Run(dut, {0: write_message(rows=rows, shift=s, relu=int(relu))}, accumulators, rows + 8)
+    run = Run(dut, {0: write_message(rows=rows, shift=s, relu=int(relu))}, accumulators, rows + 12)
     shift = config.shift_base + config.bias_guard + s
     values, saturations = reference.write_back(
         accumulators, np.array(biases), shift=shift, bias_guard=config.bias_guard, relu=relu,
@@ -147,7 +185,7 @@ def test_sum_of_extremes_does_not_wrap(acc_bits, shift_base, bias_bits, guard):
     ends = [-(1 << acc_bits - 1), (1 << acc_bits - 1) - 1]
     for bias in (-(1 << bias_bits - 1), (1 << bias_bits - 1) - 1):
         dut = WriteBack(config, init=[unsigned(bias, config.bias_bits)] * 2)
-        run = Run(dut, {0: write_message(rows=2)}, ends, 12)
+        run = Run(dut, {0: write_message(rows=2)}, ends, 16)
         assert [(value, bool(clip)) for _, _, value, clip in run.results] == [
             rounded(config, acc, bias, 0, False) for acc in ends]
 
@@ -157,7 +195,7 @@ def test_latency_addresses_and_back_to_back_commands():
     dut = WriteBack(SMALL, init=[unsigned(bias, SMALL.bias_bits) for bias in biases])
     messages = {
         3: write_message(act=20, rows=7, bias=2),
-        # Rows of the first command are inside until cycle 3 + 7 + 4.
+        # Rows of the first command are inside until its last result.
         20: write_message(act=5, rows=1, bias=23),
         30: write_message(act=0, rows=12, bias=11),
     }
@@ -178,23 +216,24 @@ def test_saturations_are_counted_with_their_activation():
     big = 1 << 30
     accumulators = [big, -big, 0, big, 5, -big]
     dut = WriteBack(SMALL)
-    plain_run = Run(dut, {0: write_message(rows=6)}, accumulators, 16)
+    plain_run = Run(dut, {0: write_message(rows=6)}, accumulators, 20)
     assert [(value, clip) for _, _, value, clip in plain_run.results] == [
         (32767, 1), (-32768, 1), (0, 0), (32767, 1), (0, 0), (-32768, 1)]
     assert plain_run.clipped == [cycle for cycle, _, _, clip in plain_run.results if clip]
     # What ReLU sets to 0 is not clipped.
-    relu_run = Run(WriteBack(SMALL), {0: write_message(rows=6, relu=1)}, accumulators, 16)
+    relu_run = Run(WriteBack(SMALL), {0: write_message(rows=6, relu=1)}, accumulators, 20)
     assert [(value, clip) for _, _, value, clip in relu_run.results] == [
         (32767, 1), (0, 0), (0, 0), (32767, 1), (0, 0), (0, 0)]
 
 
 def test_discard_clears_without_writing_or_counting():
     run = Run(WriteBack(SMALL), {2: write_message(rows=SMALL.acc_depth, discard=1)},
-              [1 << 30] * SMALL.acc_depth, 30)
+              [1 << 30] * SMALL.acc_depth, 34)
     assert run.drains == [(3 + row, row) for row in range(SMALL.acc_depth)]
     assert run.results == []
     assert run.clipped == []
-    assert run.busy == list(range(3, 3 + SMALL.acc_depth + 4))
+    assert run.busy == list(
+        range(3, 2 + SMALL.acc_depth + WRITE_BACK_LATENCY))
 
 
 def test_biases_load_into_the_own_pe_only():
@@ -207,15 +246,98 @@ def test_biases_load_into_the_own_pe_only():
                    load_message(Kind.LOAD_PTR, 1, addr, 444)]
     messages = dict(enumerate(stream))
     messages[len(stream)] = write_message(rows=12, bias=0)
-    messages[len(stream) + 20] = write_message(rows=12, bias=12)
-    run = Run(WriteBack(SMALL), messages, [0] * 12, len(stream) + 45, pe=1)
+    messages[len(stream) + 25] = write_message(rows=12, bias=12)
+    run = Run(WriteBack(SMALL), messages, [0] * 12, len(stream) + 50, pe=1)
     assert [value for _, _, value, _ in run.results] == biases
 
 
+@pytest.mark.parametrize("channels", [2, 5])
+def test_channels_share_biases_and_are_counted_one_by_one(channels):
+    config = SMALL.with_(channels=channels)
+    rng = np.random.default_rng(channels)
+    # Half of the accumulators are beyond the rails.
+    accumulators = rng.integers(-(1 << 31), 1 << 31, (12, channels)) >> rng.integers(
+        0, 5, (12, channels))
+    biases = rng.integers(-5000, 5000, 12).tolist()
+    for relu in (0, 1):
+        dut = WriteBack(config, init=[unsigned(bias, config.bias_bits) for bias in biases])
+        run = Run(dut, {1: write_message(rows=12, act=3, shift=4, relu=relu)},
+                  accumulators.tolist(), 30)
+        assert len(run.results) == 12
+        for k, (cycle, act, values, saturated) in enumerate(run.results):
+            expected = [rounded(config, int(acc), biases[k], 4, bool(relu))
+                        for acc in accumulators[k]]
+            assert values == [value for value, _ in expected]
+            assert saturated == sum(clip for _, clip in expected)
+            assert (cycle, act) == (1 + WRITE_BACK_LATENCY + k, 3 + k)
+        clips = [saturated for *_, saturated in run.results]
+        assert len(set(clips)) > 2
+
+
+def test_write_begins_at_its_first_accumulator():
+    config = recurrent()
+    run = Run(WriteBack(config), {0: write_message(rows=4, acc=7, act=2)},
+              [1024 * row for row in range(12)], 20)
+    assert [row for _, row in run.drains] == [7, 8, 9, 10]
+    assert [(act, value) for _, act, value, _ in run.results] == [
+        (2, 7), (3, 8), (4, 9), (5, 10)]
+    assert run.gates == []
+
+
+@pytest.mark.parametrize(("gates", "period"), [(4, 4), (4, 5), (4, 12), (1, 1), (1, 4), (1, 9),
+                                               (2, 4)])
+def test_a_token_drains_the_accumulators_of_one_unit(gates, period):
+    """At every distance of tokens that the accumulators of a unit leave time for."""
+    config = recurrent(bias_depth=40, acc_depth=40)
+    units, first = 5, 6
+    rows = units * gates
+    accumulators = [1000 * 1024 * (row % 40 - 20) for row in range(config.acc_depth)]
+    biases = [4 * (3 * k - 40) for k in range(config.bias_depth)]
+    dut = WriteBack(config, init=[unsigned(bias, config.bias_bits) for bias in biases])
+    tokens = [first + period * k for k in range(units)]
+    run = Run(dut, {2: write_message(Kind.CELL, acc=11, bias=5, rows=29, gates=gates - 1)},
+              accumulators, first + period * units + 20, tokens=tokens)
+    drained = [token + 1 + k for token in tokens for k in range(gates)]
+    assert run.drains == list(zip(drained, range(11, 11 + rows), strict=True))
+    latency = WRITE_BACK_LATENCY - 1
+    assert run.gates == [
+        (cycle + latency, *clipped(config, accumulators[11 + k] // 1024 + biases[5 + k] // 4))
+        for k, cycle in enumerate(drained)]
+    assert run.results == []
+    assert run.passed == [token + 1 for token in tokens]
+    assert run.busy == sorted({cycle + k for cycle in drained for k in range(latency + 1)})
+
+
+def clipped(config: EngineConfig, value: int) -> tuple[int, int]:
+    """An activation and whether it was clipped."""
+    low, high = -(1 << config.act_bits - 1), (1 << config.act_bits - 1) - 1
+    return min(max(value, low), high), int(not low <= value <= high)
+
+
+def test_cells_and_writes_take_turns():
+    """Each has its own rounding; tokens go on where the one before has stopped."""
+    config = recurrent(acc_depth=30)
+    accumulators = [-1024 * 16 * (row + 1) for row in range(30)]
+    messages = {
+        0: write_message(rows=3, acc=20, act=4, shift=0),
+        20: write_message(Kind.CELL, acc=2, gates=3, shift=1),
+        50: write_message(rows=2, acc=10, act=9, relu=1),
+        70: write_message(Kind.CELL, acc=25, gates=0, shift=2, relu=1),
+        90: write_message(Kind.CELL, acc=0, gates=0, shift=2),
+    }
+    run = Run(WriteBack(config), messages, accumulators, 120, tokens=[25, 33, 75, 95, 100])
+    assert [row for _, row in run.drains] == [20, 21, 22, *range(2, 10), 10, 11, 25, 0, 1]
+    assert [(act, value) for _, act, value, _ in run.results] == [
+        (4, -16 * 21), (5, -16 * 22), (6, -16 * 23), (9, 0), (10, 0)]
+    assert [value for _, value, _ in run.gates] == [
+        *(-8 * (row + 1) for row in range(2, 10)), 0, -4, -8]
+
+
 def test_reset_ends_a_command():
-    run = Run(WriteBack(SMALL), {0: write_message(rows=12)}, [0] * 12, 20, reset_at=8)
-    assert [cycle for cycle, *_ in run.results] == [5, 6, 7, 8]
-    assert run.busy[-1] == 8
+    run = Run(WriteBack(SMALL), {0: write_message(rows=12)}, [0] * 12, 20, reset_at=11)
+    first = WRITE_BACK_LATENCY
+    assert [cycle for cycle, *_ in run.results] == list(range(first, 12))
+    assert run.busy[-1] == 11
 
 
 def test_constructor_errors():
