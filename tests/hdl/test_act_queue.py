@@ -8,14 +8,15 @@ from amaranth.hdl import Signal
 from openese.hdl.act_queue import ActQueue
 from openese.model.config import EngineConfig
 
-from .helpers import SMALL, plain, play, receiver, simulate, transfers
+from .helpers import SMALL, plain, play, receiver, recurrent, simulate, transfers
 
 DEPTHS = [1, 2, 3, 8]
 
 
 def item(number: int) -> dict:
     """Distinct columns, negative activations included."""
-    return {"ptr": {"start": number * 7 % 200, "length": 1 + number % 3}, "value": number - 40}
+    return {"ptr": {"start": number * 7 % 200, "length": 1 + number % 3}, "values": [number - 40],
+            "route": {"codebook": number % 3, "code_sel": number % 2}}
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -107,6 +108,20 @@ def test_random_traffic_under_backpressure(depth):
     assert len(got) > 300
     assert got == pushed[:len(got)]
     assert len(pushed) - len(got) <= config.queue_capacity
+
+
+@pytest.mark.parametrize("pointers", [True, False])
+def test_fences_stand_in_line_with_columns(pointers):
+    config = recurrent(pointers=pointers, channels=2)
+    where = ({"ptr": {"start": 3, "length": 2}} if pointers else {"spmat": 5, "restart": 1})
+    items = [{**where, "values": [k, -k], "fence": int(k % 3 == 2),
+              "route": {"codebook": k % 3, "code_sel": 1, "acc": k % 12}} for k in range(7)]
+    script = [{"i.valid": 1, "i.payload": item} for item in items]
+    trace = play(ActQueue(config), script + [{"o.ready": 1}] * 8,
+                 ["o.valid", "o.payload", "almost_full"])
+    assert [step["o.payload"] for step in trace[7:14]] == items
+    # A fence takes a slot as a column does.
+    assert [step["almost_full"] for step in trace[:8]] == [0, 0, 0, 1, 1, 1, 1, 1]
 
 
 def test_overflow_is_an_assertion():

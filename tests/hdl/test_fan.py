@@ -6,7 +6,7 @@ import pytest
 from amaranth.hdl import Signal
 from amaranth.lib import stream
 
-from openese.hdl.fan import ARITY, BroadcastTree, Relay, StatusNode, StatusTree
+from openese.hdl.fan import ARITY, BroadcastTree, Relay, StatusNode, StatusTree, saturation_bits
 
 from .helpers import SMALL, play, transfers
 
@@ -60,28 +60,34 @@ def test_reset_drops_messages_under_way():
 @pytest.mark.parametrize("n_pes", SIZES)
 def test_status_of_every_single_pe_arrives_after_fan_levels(n_pes):
     config = SMALL.with_(n_pes=n_pes)
-    # Walk one busy PE, one stalled PE and one saturating PE over all positions.
-    script = [{"busy": 1 << p, "stall": 1 << (n_pes - 1 - p), "saturated": 1 << p}
-              for p in range(n_pes)]
-    watch = ["any_busy", "any_stall", "saturations"]
+    # Walk one busy PE, one stalled PE, one fence and one saturating PE over all positions.
+    script = [{"busy": 1 << p, "stall": 1 << (n_pes - 1 - p), "fence": 1 << p,
+               f"saturated.{p}": 1} for p in range(n_pes)]
+    watch = ["any_busy", "any_stall", "any_fence", "saturations"]
     trace = play(StatusTree(config), script, watch, extra=5)
     one, none = dict.fromkeys(watch, 1), dict.fromkeys(watch, 0)
     levels = config.fan_levels
     assert trace == [none] * levels + [one] * n_pes + [none] * (5 - levels)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 5])
 @pytest.mark.parametrize("n_pes", SIZES)
-def test_status_counts_every_saturation(n_pes):
-    config = SMALL.with_(n_pes=n_pes)
+def test_status_counts_every_saturation(n_pes, channels):
+    config = SMALL.with_(n_pes=n_pes, channels=channels)
     rng = np.random.default_rng(n_pes)
     chosen = rng.random((40, n_pes)) < rng.random((40, 1))
     chosen[0] = True  # all PEs in one cycle: the widest sum
-    script = [{"saturated": sum(1 << p for p in range(n_pes) if row[p])} for row in chosen]
+    if channels > 1:
+        chosen = chosen * rng.integers(1, channels + 1, chosen.shape)
+        chosen[0] = channels
+    script = [{f"saturated.{p}": int(row[p]) for p in range(n_pes)} for row in chosen]
     dut = StatusTree(config)
-    trace = play(dut, script, ["saturations", "any_busy", "any_stall"], extra=config.fan_levels)
+    assert n_pes * channels < 1 << saturation_bits(config)
+    trace = play(dut, script, ["saturations", "any_busy", "any_stall", "any_fence"],
+                 extra=config.fan_levels)
     counts = [step["saturations"] for step in trace[config.fan_levels:]]
     assert counts == chosen.sum(axis=1).tolist()
-    assert not any(step["any_busy"] or step["any_stall"] for step in trace)
+    assert not any(step["any_busy"] or step["any_stall"] or step["any_fence"] for step in trace)
 
 
 def test_constructor_errors():

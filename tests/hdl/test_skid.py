@@ -35,7 +35,7 @@ def test_full_rate_right_after_a_stall():
 
 def test_ready_does_not_depend_on_the_output_in_the_same_cycle():
     layout = start_layout(SMALL)
-    offer = {"i.valid": 1, "i.payload": {"value": -3}}
+    offer = {"i.valid": 1, "i.payload": {"values": [-3]}}
     trace = play(Skid(layout), [offer] * 4 + [{**offer, "o.ready": 1}] * 3, ["i.ready"])
     assert [step["i.ready"] for step in trace] == [1, 1, 0, 0, 0, 1, 1]
 
