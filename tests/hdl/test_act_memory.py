@@ -1,5 +1,8 @@
 # amaranth: UnusedElaboratable=no
-"""Proves activation memory: input, results, scans under backpressure, and absent lanes."""
+"""Proves activation memory: input, results, scans under backpressure, and absent lanes.
+
+Of several channels: loads of one, and that an activation is zero only when it is in all of them.
+"""
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from .helpers import (
     plain,
     play,
     receiver,
+    recurrent,
     scan_message,
     simulate,
     transfers,
@@ -26,12 +30,13 @@ CONFIG = SMALL.with_(n_pes=4, input_lanes=2)  # two groups of two PEs
 WATCH = ["o.valid", "o.payload"]
 
 
-def result(act: int, value: int) -> dict:
-    return {"i_result.valid": 1, "i_result.payload": {"act": act, "value": value}}
+def result(act: int, *values: int) -> dict:
+    return {"i_result.valid": 1, "i_result.payload": {"act": act, "values": list(values)}}
 
 
-def beat(group: int, act: int, value: int) -> dict:
-    return {"i_input.valid": 1, "i_input.payload": {"group": group, "act": act, "value": value}}
+def beat(group: int, act: int, *values: int) -> dict:
+    return {"i_input.valid": 1,
+            "i_input.payload": {"group": group, "act": act, "values": list(values)}}
 
 
 def scan(**fields: int) -> dict:
@@ -40,7 +45,8 @@ def scan(**fields: int) -> dict:
 
 def items(values, *, dense=False, absent=False) -> list[dict]:
     """What a scan of `values` gives; the value of an absent lane is whatever memory holds."""
-    found = [{"value": value, "nonzero": int(dense or value != 0), "last": 1} for value in values]
+    found = [{"values": [value], "nonzero": int(dense or value != 0), "last": 1}
+             for value in values]
     if absent:
         found[-1]["nonzero"] = 0
     return found
@@ -95,7 +101,7 @@ def test_back_to_back_scans_under_backpressure(stalls):
         ctx.set(dut.id, 2)
         ctx.set(dut.i_result.valid, 1)
         for act, value in enumerate(values):
-            ctx.set(dut.i_result.payload, {"act": act, "value": value})
+            ctx.set(dut.i_result.payload, {"act": act, "values": [value]})
             await ctx.tick()
         ctx.set(dut.i_result.valid, 0)
         count = 0
@@ -114,7 +120,9 @@ def test_back_to_back_scans_under_backpressure(stalls):
 
 
 def test_nothing_is_scanned_without_a_scan():
-    messages = [act_message(1, 2), write_message(rows=3), load_message(Kind.LOAD_PTR, 0, 1, 2)]
+    messages = [act_message(1, 2), write_message(rows=3), load_message(Kind.LOAD_PTR, 0, 1, 2),
+                scan_message(Kind.FEED, rows=4), write_message(Kind.CELL, rows=3),
+                load_message(Kind.LOAD_ACT, 0, 1, 2)]
     script = [{"i.valid": 1, "i.payload": message} for message in messages]
     script += [{"i.payload": scan_message(rows=4)}]
     trace = play(ActMemory(CONFIG), script, WATCH, extra=6)
@@ -129,8 +137,8 @@ def test_input_beats_of_the_own_group_only(group):
     script += [scan(act=0, rows=30), *[{"o.ready": 1}] * 40]
     trace = play(ActMemory(CONFIG), script, WATCH, settings={"group": group})
     sign = -1 if group else 1
-    assert [item["value"] for _, item in transfers(trace, "o")] == [
-        sign * (100 + act) for act in range(CONFIG.act_depth)]
+    assert [item["values"] for _, item in transfers(trace, "o")] == [
+        [sign * (100 + act)] for act in range(CONFIG.act_depth)]
 
 
 def test_one_region_is_written_while_another_is_scanned():
@@ -139,8 +147,8 @@ def test_one_region_is_written_while_another_is_scanned():
     script += [{**beat(0, 10 + k, -k - 1), "o.ready": 1} for k in range(10)]
     script += [{"o.ready": 1}] * 5 + [scan(act=10, rows=10)] + [{"o.ready": 1}] * 15
     trace = play(ActMemory(CONFIG), script, WATCH)
-    assert [item["value"] for _, item in transfers(trace, "o")] == [
-        *range(1, 11), *range(-1, -11, -1)]
+    assert [item["values"] for _, item in transfers(trace, "o")] == [
+        *([value] for value in range(1, 11)), *([value] for value in range(-1, -11, -1))]
 
 
 def test_input_and_write_back_must_not_meet():
@@ -148,6 +156,48 @@ def test_input_and_write_back_must_not_meet():
         play(ActMemory(CONFIG), [{**result(1, 2), **beat(0, 3, 4)}], [], extra=1)
     # Input for another group is no meeting.
     play(ActMemory(CONFIG), [{**result(1, 2), **beat(1, 3, 4)}], [], extra=1)
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_an_activation_of_several_channels(channels):
+    """Written by results and by input; zero only when it is in every channel."""
+    config = CONFIG.with_(channels=channels)
+    rng = np.random.default_rng(channels)
+    rows = rng.integers(-32768, 32768, (30, channels)) * (rng.random((30, channels)) < 0.3)
+    rows[0], rows[1] = 0, 0
+    rows[1, -1] = -1
+    rows = rows.tolist()
+    fill = [result(k, *values) if k % 2 else beat(1, k, *values) for k, values in enumerate(rows)]
+    for dense in (0, 1):
+        script = [*fill, scan(act=0, rows=30, dense=dense), *[{"o.ready": 1}] * 40]
+        trace = play(ActMemory(config), script, WATCH, settings={"group": 1})
+        assert [item for _, item in transfers(trace, "o")] == [
+            {"values": values, "nonzero": int(dense or any(values)), "last": 1}
+            for values in rows]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_load_of_one_channel_leaves_the_others(channels):
+    config = recurrent(CONFIG, channels=channels)
+    rng = np.random.default_rng(channels)
+    memory = rng.integers(-9, 9, (30, channels))
+    fill = [result(k, *values) for k, values in enumerate(memory.tolist())]
+    loads = []
+    for _ in range(80):
+        act, channel, pe = (int(rng.integers(n)) for n in (30, channels, 4))
+        value = int(rng.choice([0, 0, 32767, -32768, 5]))
+        loads.append({"i.valid": 1, "i.payload": load_message(
+            Kind.LOAD_ACT, pe, act, value & 0xFFFF, channel=channel)})
+        if pe == 2:
+            memory[act, channel] = value
+    others = [{"i.valid": 1, "i.payload": load_message(kind, 2, 3, 77, channel=0)}
+              for kind in Kind if kind.name.startswith("LOAD") and kind != Kind.LOAD_ACT]
+    others += [{"i.payload": load_message(Kind.LOAD_ACT, 2, 3, 77, channel=0)}]  # not valid
+    # The last load and the scan may follow each other at once.
+    script = [*fill, *others, *loads, scan(act=0, rows=30), *[{"o.ready": 1}] * 40]
+    trace = play(ActMemory(config), script, WATCH, settings={"id": 2})
+    assert [item for _, item in transfers(trace, "o")] == [
+        {"values": values, "nonzero": int(any(values)), "last": 1} for values in memory.tolist()]
 
 
 def test_reset_ends_a_scan():
@@ -167,8 +217,8 @@ def test_contents_are_signed():
 
     async def testbench(ctx):
         ctx.set(dut.i_result.valid, 1)
-        ctx.set(dut.i_result.payload, {"act": 3, "value": -2})
+        ctx.set(dut.i_result.payload, {"act": 3, "values": [-2]})
         await ctx.tick().repeat(2)  # a register, then the memory
-        assert plain(ctx.get(dut.words[3])) == {"value": -2, "nonzero": 1}
+        assert plain(ctx.get(dut.words[3])) == [{"value": -2, "nonzero": 1}]
 
     simulate(dut, testbench)

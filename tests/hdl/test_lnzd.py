@@ -25,21 +25,31 @@ def rows_of(leaves: int, density: float, count: int, seed: int) -> np.ndarray:
     return values
 
 
+def nonzero(rows) -> np.ndarray:
+    """Which activations are broadcast; a last axis of `rows` may be the channels."""
+    return rows.any(axis=2) if rows.ndim == 3 else rows != 0
+
+
+def as_list(value) -> list[int]:
+    """An activation of every channel."""
+    return np.atleast_1d(value).tolist()
+
+
 def leaf_items(rows, present=None) -> list[list[dict]]:
     """What the PEs offer: per leaf, one item per row."""
-    present = rows != 0 if present is None else present
-    return [[{"value": int(value), "nonzero": int(there), "last": 1}
+    present = nonzero(rows) if present is None else present
+    return [[{"values": as_list(value), "nonzero": int(there), "last": 1}
              for value, there in zip(rows[:, leaf], present[:, leaf], strict=True)]
             for leaf in range(rows.shape[1])]
 
 
 def expected_items(rows, present=None) -> list:
-    """What the root gives: (lane, value, last), or None for a row of zeros."""
-    present = rows != 0 if present is None else present
+    """What the root gives: (lane, values, last), or None for a row of zeros."""
+    present = nonzero(rows) if present is None else present
     found = []
     for row, there in zip(rows, present, strict=True):
         lanes = np.flatnonzero(there).tolist()
-        found += [(lane, int(row[lane]), int(lane == lanes[-1])) for lane in lanes] or [None]
+        found += [(lane, as_list(row[lane]), int(lane == lanes[-1])) for lane in lanes] or [None]
     return found
 
 
@@ -47,7 +57,7 @@ def taken(got) -> list:
     """Received items in the form of `expected_items`."""
     for _, item in got:
         assert item["nonzero"] or item["last"], "a zero item stands for a whole row"
-    return [(item["lane"], item["value"], item["last"]) if item["nonzero"] else None
+    return [(item["lane"], item["values"], item["last"]) if item["nonzero"] else None
             for _, item in got]
 
 
@@ -60,7 +70,7 @@ def run(dut, inputs, *, gaps: float = 0.0, stalls: float = 0.0, seed: int = 0):
     patterns["o"] = random_stalls(100 * seed + 99, stalls)
     result = simulation.run(dut, raw, {"o": None}, stalls=patterns, extra_cycles=60)
     values = result.values("o")
-    items = [dict(zip(values, map(int, item), strict=True))
+    items = [dict(zip(values, (np.asarray(part).tolist() for part in item), strict=True))
              for item in zip(*values.values(), strict=True)]
     return list(zip(result.times["o"].tolist(), items, strict=True))
 
@@ -87,6 +97,21 @@ def test_random_stalls_on_every_stream(leaves, gaps, stalls):
     got = run(LnzdTree(SMALL.with_(n_pes=leaves)), leaf_items(rows), gaps=gaps,
               stalls=stalls, seed=leaves)
     assert taken(got) == expected
+
+
+@pytest.mark.parametrize("leaves", [1, 5, 17])
+@pytest.mark.parametrize("channels", [2, 5])
+def test_channels_go_together(channels, leaves):
+    """An item is dropped only where it is zero in every channel."""
+    config = SMALL.with_(n_pes=leaves, channels=channels)
+    rows = np.stack([rows_of(leaves, 0.2, 25, seed) for seed in range(channels)], axis=2)
+    expected = expected_items(rows)
+    assert any(item and 0 in item[1] for item in expected)
+    got = run(LnzdTree(config), leaf_items(rows))
+    assert taken(got) == expected
+    assert len(got) == len(expected)
+    stalled = run(LnzdTree(config), leaf_items(rows), gaps=0.3, stalls=0.3)
+    assert taken(stalled) == expected
 
 
 @pytest.mark.parametrize("leaves", LEAVES)
@@ -137,10 +162,10 @@ def test_node_merges_rows_of_several_items(children, stalls):
             lanes = np.flatnonzero(rng.random(4) < rng.choice([0.0, 0.3, 0.9])).tolist()
             values = rng.integers(-9, 0, size=len(lanes)).tolist()
             inputs[child] += [
-                {"value": value, "nonzero": 1, "last": int(lane == lanes[-1]), "lane": lane}
+                {"values": [value], "nonzero": 1, "last": int(lane == lanes[-1]), "lane": lane}
                 for lane, value in zip(lanes, values, strict=True)
-            ] or [{"value": 0, "nonzero": 0, "last": 1, "lane": 0}]
-            row += [(4 * child + lane, value)
+            ] or [{"values": [0], "nonzero": 0, "last": 1, "lane": 0}]
+            row += [(4 * child + lane, [value])
                     for lane, value in zip(lanes, values, strict=True)]
         expected += [(*item, int(item is row[-1])) for item in row] or [None]
     got = run(LnzdNode(SMALL, children, 2), inputs, gaps=stalls, stalls=stalls)
@@ -150,7 +175,8 @@ def test_node_merges_rows_of_several_items(children, stalls):
 
 
 def test_node_waits_for_every_child_that_has_items_left():
-    one, zero = {"value": -4, "nonzero": 1, "last": 1}, {"value": 0, "nonzero": 0, "last": 1}
+    one = {"values": [-4], "nonzero": 1, "last": 1}
+    zero = {"values": [0], "nonzero": 0, "last": 1}
     waiting = {"i.1.valid": 1, "i.1.payload": one, "o.ready": 1}
     script = [waiting] * 4 + [{**waiting, "i.0.valid": 1, "i.0.payload": zero}, {"o.ready": 1}]
     trace = play(LnzdNode(SMALL, 2, 0), script, ["o.valid", "o.payload", "i.1.ready"])
@@ -160,7 +186,7 @@ def test_node_waits_for_every_child_that_has_items_left():
 
 def test_ready_does_not_wait_for_the_output():
     """A second register takes what comes in when the output stalls: no path of `ready` through."""
-    offer = {"i.0.valid": 1, "i.0.payload": {"value": 3, "nonzero": 1, "last": 1}}
+    offer = {"i.0.valid": 1, "i.0.payload": {"values": [3], "nonzero": 1, "last": 1}}
     trace = play(LnzdNode(SMALL, 1, 0), [offer] * 5 + [{**offer, "o.ready": 1}] * 3,
                  ["i.0.ready", "o.valid"])
     assert [step["i.0.ready"] for step in trace] == [1, 1, 0, 0, 0, 0, 1, 1]
@@ -168,7 +194,7 @@ def test_ready_does_not_wait_for_the_output():
 
 
 def test_reset_forgets_a_row_half_given():
-    item = {"value": 9, "nonzero": 1, "last": 1}
+    item = {"values": [9], "nonzero": 1, "last": 1}
     both = {f"i.{k}.{part}": value for k in range(2)
             for part, value in (("valid", 1), ("payload", item))}
     # Child 0 is taken in cycle 0; after the reset the row starts again with child 0.
