@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ from openese.model import host
 from openese.model.compile import Image, compile_network, size_for
 from openese.model.config import EngineConfig
 from openese.model.network import CompressedNetwork
-from openese.model.quantise import quantise
-from openese.model.reference import Reference, run_reference
+from openese.model.quantise import QuantisedNetwork, quantise
+from openese.model.reference import Reference, State, run_reference
+from openese.model.stages import Stage, split_stages
 
 from .compiler import NoCompilerError, find_compiler
 from .simulation import Simulation
@@ -53,7 +54,8 @@ class SimulationReport:
     seconds
         Wall time of the simulation, building the simulator included.
     raw
-        int64 ``(vectors, out_features)``: outputs of the RTL.
+        int64 ``(vectors, out_features)``, or ``(vectors, channels, out_features)``: outputs of the
+        RTL.
     first_mismatch
         Vector and output of the first difference, or ``None``.
     """
@@ -105,7 +107,8 @@ def simulate(network: CompressedNetwork | str | Path, inputs: ArrayLike, *, n_pe
         A compressed network or the path of an ``.ese`` file.
     inputs
         ``(n, in_features)``, or ``(n, ...)`` with as many elements; quantised to the network's
-        input format.
+        input format. For a network with recurrent layers, the steps of one sequence, or
+        ``(steps, channels, in_features)`` for several side by side; states start at 0.
     n_pes, **overrides
         Without `config`: the smallest engine of this many PEs that fits, and fields to fix.
     config
@@ -136,26 +139,89 @@ def simulate(network: CompressedNetwork | str | Path, inputs: ArrayLike, *, n_pe
     else:
         name = network.layers[0].name
     x = np.asarray(inputs)
-    if x.ndim < 2 or x[0].size != network.in_features:
-        raise ValueError(
-            f"inputs must have shape (n, {network.in_features}), not {x.shape}: give one row "
-            f"per vector")
-    x = x.reshape(len(x), -1)
-    if config is None:
-        config = size_for(network, n_pes, **overrides)
-    quantised = quantise(network, config)
-    raw, clipped = quantised.quantise_input(x)
-    image = compile_network(quantised, config)
-    report = run_engine(image, raw, run_reference(quantised, raw), backend=backend, load=load,
-                        stalls=stalls, vcd=vcd, progress=progress)
+    if network.recurrent:
+        if x.ndim not in (2, 3) or x.shape[-1] != network.in_features:
+            raise ValueError(
+                f"inputs must have shape (steps, {network.in_features}), or (steps, channels, "
+                f"{network.in_features}), not {x.shape}")
+    else:
+        if x.ndim < 2 or x[0].size != network.in_features:
+            raise ValueError(
+                f"inputs must have shape (n, {network.in_features}), not {x.shape}: give one row "
+                f"per vector")
+        x = x.reshape(len(x), -1)
+    stages = split_stages(network)
+    if network.recurrent and x.ndim == 3:
+        overrides.setdefault("channels", x.shape[1])
+    if vcd is not None and (len(stages) > 1 or len(stages[0].networks) > 1):
+        raise ValueError("a waveform of a network with bidirectional layers would be several: "
+                         "simulate its directions one by one")
+    reports, raw, clipped, frac = [], None, 0, network.in_frac
+    for stage in stages:
+        if raw is not None:
+            stage = stage.with_in_frac(frac)
+        runs, frac = _quantise_alike(stage, config, n_pes, overrides)
+        if raw is None:
+            raw, clipped = runs[0][0].quantise_input(x)
+        outputs = []
+        for run, (quantised, engine) in enumerate(runs):
+            steps = stage.directed(run, raw)
+            report = run_engine(
+                compile_network(quantised, engine), steps, run_reference(quantised, steps),
+                backend=backend, load=load, stalls=stalls, vcd=vcd, progress=progress)
+            outputs.append(report.raw)
+            reports.append(report)
+        raw = stage.joined(outputs)
+    report = _joined(reports, raw)
     report.name, report.input_clipped = name, clipped
     return report
 
 
+def _quantise_alike(stage: Stage, config: EngineConfig | None, n_pes: int, overrides: dict
+                    ) -> tuple[list[tuple[QuantisedNetwork, EngineConfig]], int]:
+    """The networks of a stage, quantised to one output format, and engines for them."""
+    networks = list(stage.networks)
+    while True:
+        engines = [config or size_for(network, n_pes, **overrides) for network in networks]
+        runs = [(quantise(network, engine), engine)
+                for network, engine in zip(networks, engines, strict=True)]
+        frac = min(quantised.out_frac for quantised, _ in runs)
+        if all(quantised.out_frac == frac for quantised, _ in runs):
+            return runs, frac
+        # Quantising can only have lowered one of them; the other follows.
+        for network in networks:
+            network.layers[-1] = replace(network.layers[-1], out_frac=frac)
+
+
+def _joined(reports: list[SimulationReport], raw: NDArray) -> SimulationReport:
+    """The report of runs one after the other."""
+    if len(reports) == 1:
+        return reports[0]
+    total = {field_: sum(getattr(report, field_) for report in reports) for field_ in (
+        "outputs", "mismatches", "cycles", "cycles_per_vector", "entries", "fillers",
+        "saturations", "seconds")}
+    last = reports[-1]
+    return replace(last, **total, raw=raw, utilisation=(
+        (total["entries"] - total["fillers"]) / (last.n_pes * total["cycles"])))
+
+
 def run_engine(image: Image, raw: NDArray, reference: Reference, *, backend: str = "auto",
                load: str = "memory", stalls: dict | None = None, vcd: str | Path | None = None,
+               state: State | None = None, active: NDArray | None = None,
                progress: Callable[[int, int], None] | None = None) -> SimulationReport:
-    """Run raw integer inputs ``(n, in_features)`` through the RTL; see `simulate`."""
+    """Run raw integer inputs through the RTL; see `simulate`.
+
+    Parameters
+    ----------
+    raw
+        ``(n, in_features)``, or ``(n, channels, in_features)`` for an engine with channels; the
+        steps of a sequence where layers are recurrent.
+    reference
+        Of the same inputs, state and active channels. The state that recurrent layers end with is
+        read back and compared as well.
+    state, active
+        As of `run_reference`.
+    """
     if load not in ("memory", "host"):
         raise ValueError(f'load must be "memory" or "host", not {load!r}')
     began = time.perf_counter()
@@ -172,33 +238,47 @@ def run_engine(image: Image, raw: NDArray, reference: Reference, *, backend: str
 
         if ask(host.Register.SIGNATURE) != config.signature:
             raise RuntimeError("the engine under test has another configuration than the image")
-        if load == "host":
-            words = np.concatenate([host.load_words(image, config), host.start()])
-            simulation.run({"i_host": words}, {})
+        before = [host.load_words(image, config)] if load == "host" else []
+        if state is not None:
+            before.append(host.load_state(image, state))
+        if before:
+            simulation.run({"i_host": np.concatenate([*before, host.start()])}, {})
         result = simulation.run(
-            {"i_act": pack(lanes, host.pack_inputs(raw, config))},
-            {"o_act": reference.outputs.size}, stalls=stalls, max_idle=longest,
+            {"i_act": pack(lanes, host.pack_inputs(raw, config, active))},
+            {"o_act": reference.outputs.size // config.channels}, stalls=stalls, max_idle=longest,
             max_cycles=longest * (len(raw) + 1),
             progress=progress and (lambda _, done, wanted: progress(done, wanted)))
         saturations = ask(host.Register.SATURATIONS)
+        state_wrong = 0
+        if image.dump is not None:
+            expected = host.dumped(image, reference.state)
+            words = np.concatenate([host.stop(), host.call(image.dump)])
+            dump = simulation.run({"i_host": words}, {"o_act": len(expected)}, max_idle=longest)
+            state_wrong = int(np.count_nonzero(dump.values("o_act")["data"] != expected))
 
     beats = result.values("o_act")
-    got = np.asarray(beats["data"], dtype=np.int64).reshape(reference.outputs.shape)
+    # A beat has an output of every channel.
+    got = np.asarray(beats["data"], dtype=np.int64).reshape(len(raw), -1, config.channels)
+    got = got.transpose(0, 2, 1).reshape(reference.outputs.shape)
     wrong = got != reference.outputs
     # `last` marks exactly the final beat of each vector.
-    last = np.asarray(beats["last"]).reshape(reference.outputs.shape)
-    wrong |= last != (np.arange(last.shape[1]) == last.shape[1] - 1)
-    ends = result.times["o_act"].reshape(reference.outputs.shape)[:, -1]
+    last = np.asarray(beats["last"]).reshape(len(raw), -1)
+    last_wrong = last != (np.arange(last.shape[1]) == last.shape[1] - 1)
+    wrong |= last_wrong if wrong.ndim == 2 else last_wrong[:, None]
+    ends = result.times["o_act"].reshape(last.shape)[:, -1]
     cycles = int(ends[-1] - result.times["i_act"][0]) + 1
     entries = fillers = 0
     for table, activations in zip(image.layers, reference.activations, strict=True):
-        active = np.count_nonzero(activations, axis=0)
-        entries += int(table.lengths.sum(axis=0) @ active)
-        fillers += int(table.fillers.sum(axis=0) @ active)
+        # A column is read once for all channels, and without pointers whatever its activations.
+        broadcast = (activations != 0).any(axis=1) | (not config.pointers)
+        columns = np.count_nonzero(broadcast, axis=0)
+        entries += int(table.lengths.sum(axis=0) @ columns)
+        fillers += int(table.fillers.sum(axis=0) @ columns)
     first = tuple(map(int, np.argwhere(wrong)[0])) if wrong.any() else None
     return SimulationReport(
         name="", backend=backend, load=load, n_pes=config.n_pes, vectors=len(got),
-        outputs=got.size, mismatches=int(wrong.sum()) + (saturations != reference.saturations),
+        outputs=got.size, mismatches=int(wrong.sum()) + state_wrong + (
+            saturations != reference.saturations),
         cycles=cycles,
         cycles_per_vector=float(np.diff(ends).mean()) if len(ends) > 1 else float(cycles),
         entries=entries, fillers=fillers,
