@@ -1,5 +1,8 @@
 # amaranth: UnusedElaboratable=no
-"""Proves double buffering of input vectors: places, order, full and release, hold and flush."""
+"""Proves double buffering of input vectors: places, order, full and release, hold and flush.
+
+With several channels, also which of them have a step.
+"""
 
 from dataclasses import dataclass, field
 
@@ -26,6 +29,7 @@ class Model:
     taken: int = 0
     released: int = 0
     places: list = field(default_factory=list)  # (group, address) of every beat taken
+    active: list = field(default_factory=list)  # of the last beat of every complete vector
 
     @property
     def waiting(self) -> int:
@@ -77,16 +81,21 @@ def drive(config: EngineConfig, rows: int, beats, *, offer: float, hold: float, 
             assert ctx.get(dut.full) == (model.waiting > 0), cycle
             if model.waiting:
                 assert ctx.get(dut.full_act) == BASES[model.released % 2], cycle
+                assert ctx.get(dut.full_active) == model.active[model.released], cycle
             if take:
                 beat = plain(ctx.get(dut.o.payload))
                 assert (beat["group"], beat["act"]) == model.place(), cycle
-                assert beat["values"] == beats[position], cycle
+                assert beat["values"] == values_of(beats[position]), cycle
                 model.places.append(model.place())
-                position, offering = position + 1, False
                 model.taken += 1
+                if model.taken % model.beats == 0:
+                    model.active.append(
+                        beats[position]["active"] if config.channels > 1 else 1)
+                position, offering = position + 1, False
             model.released += releasing
             if flushing:
                 model.taken = model.released = 0
+                model.active.clear()
             await ctx.tick()
             cycle += 1
         used.append(cycle)
@@ -95,11 +104,21 @@ def drive(config: EngineConfig, rows: int, beats, *, offer: float, hold: float, 
     return model, used[0]
 
 
-def vectors(config: EngineConfig, rows: int, count: int) -> list[list[int]]:
-    """Beats of `count` random vectors."""
+def values_of(beat) -> list[list[int]]:
+    """The activations of all channels in each lane of a beat."""
+    return beat["values"] if isinstance(beat, dict) else [[value] for value in beat]
+
+
+def vectors(config: EngineConfig, rows: int, count: int) -> list:
+    """Beats of `count` random vectors; every beat names other channels active."""
     lanes = config.input_lanes
     rng = np.random.default_rng(rows)
-    return rng.integers(-32768, 32768, (count * rows * config.n_pes // lanes, lanes)).tolist()
+    beats = count * rows * config.n_pes // lanes
+    if config.channels == 1:
+        return rng.integers(-32768, 32768, (beats, lanes)).tolist()
+    values = rng.integers(-32768, 32768, (beats, lanes, config.channels)).tolist()
+    active = rng.integers(1 << config.channels, size=beats).tolist()
+    return [{"values": value, "active": mask} for value, mask in zip(values, active, strict=True)]
 
 
 @pytest.mark.parametrize(("n_pes", "lanes", "rows"), SHAPES)
@@ -110,6 +129,21 @@ def test_random_traffic(n_pes, lanes, rows, offer, hold, release):
     model, _ = drive(config, rows, vectors(config, rows, 7), offer=offer, hold=hold,
                      release=release, seed=n_pes)
     assert model.taken == 7 * model.beats
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+@pytest.mark.parametrize(("n_pes", "lanes", "rows"), SHAPES)
+def test_the_last_beat_says_which_channels_have_a_step(n_pes, lanes, rows, channels):
+    """Of the vector that is oldest, while the next ones arrive."""
+    config = SMALL.with_(n_pes=n_pes, input_lanes=lanes, act_depth=40, channels=channels)
+    model, _ = drive(config, rows, vectors(config, rows, 12), offer=0.7, hold=0.1, release=0.1,
+                     seed=channels)
+    assert model.released > 3
+    assert len(set(model.active)) > 2
+    # A flush forgets masks as well.
+    model, _ = drive(config, rows, vectors(config, rows, 12), offer=1.0, hold=0.0, release=0.3,
+                     flush_at=(2, model.beats + 1, 3 * model.beats), seed=channels)
+    assert model.released > 0
 
 
 @pytest.mark.parametrize(("n_pes", "lanes", "rows"), SHAPES)
