@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openese.hdl.act_memory import lane_layout
+from openese.hdl.gather import gate_layout
 from openese.hdl.layouts import (
     Kind,
     act_out_layout,
@@ -19,6 +20,7 @@ from openese.hdl.layouts import (
     input_signature,
     instruction_layout,
     ptr_layout,
+    route_layout,
     scan_layout,
     start_layout,
 )
@@ -27,22 +29,28 @@ from openese.hdl.write_back import result_layout
 from openese.model.config import PRESETS, EngineConfig
 from openese.model.program import Op, encode, instruction_fields
 
-from .helpers import SMALL, plain
+from .helpers import SMALL, plain, recurrent
 
 
 @st.composite
 def configs(draw):
-    """Engines of all shapes, the smallest of everything among them."""
+    """Engines of all shapes and kinds, the smallest of everything among them."""
     n_pes = draw(st.sampled_from([1, 2, 3, 4, 8, 9, 64, 256]))
-    code_bits = draw(st.integers(1, 8))
+    direct = draw(st.booleans())
+    code_bits = draw(st.integers(1, 16 if direct else 8))
+    state_depth = draw(st.sampled_from([0, 1, 3, 64, 65536]))
+    peephole_depth = draw(st.sampled_from([k for k in (0, 1, 60) if k <= state_depth]))
     depth = st.sampled_from([1, 2, 3, 64, 100, 65536])
     return EngineConfig(
         n_pes=n_pes, code_bits=code_bits, min_code_bits=draw(st.integers(1, code_bits)),
         entry_bits=draw(st.integers(code_bits + 1, 24)), spmat_depth=draw(depth),
         ptr_depth=draw(depth), bias_depth=draw(depth), act_depth=max(2, draw(depth)),
         acc_depth=draw(depth), codebooks=draw(st.sampled_from([1, 2, 3, 64])),
-        program_depth=draw(st.sampled_from([2, 3, 1024])), act_bits=draw(st.integers(4, 18)),
-        weight_bits=draw(st.integers(4, 18)), bias_bits=draw(st.integers(4, 32)),
+        program_depth=draw(st.sampled_from([2, 3, 1024])),
+        act_bits=draw(st.integers(8 if state_depth else 4, 18)), state_depth=state_depth,
+        peephole_depth=peephole_depth, direct_weights=direct, pointers=draw(st.booleans()),
+        channels=draw(st.sampled_from([1, 2, 3, 32])),
+        weight_bits=draw(st.integers(max(4, code_bits), 18)), bias_bits=draw(st.integers(4, 32)),
         shift_bits=draw(st.integers(1, 5)),
         input_lanes=draw(st.sampled_from([k for k in (1, 2, 4, n_pes) if n_pes % k == 0])))
 
@@ -62,10 +70,9 @@ def fields_of(layout: data.Layout) -> dict:
 @settings(deadline=None, max_examples=60, derandomize=True)
 def test_every_field_holds_its_largest_value(config):
     largest = {
-        "args.act.ptr": config.ptr_depth - 1,
         "args.scan.act": config.act_depth - 1, "args.scan.rows": config.act_depth,
-        "args.scan.rem": config.n_pes, "args.scan.codebook": config.codebooks - 1,
-        "args.scan.code_sel": config.code_bits - config.min_code_bits,
+        "args.scan.rem": config.n_pes,
+        "args.scan.route.code_sel": config.code_bits - config.min_code_bits,
         "args.write.act": config.act_depth - 1, "args.write.rows": config.acc_depth,
         "args.write.bias": config.bias_depth - 1, "args.write.shift": 2**config.shift_bits - 1,
         "args.load.pe": config.n_pes - 1,
@@ -74,6 +81,22 @@ def test_every_field_holds_its_largest_value(config):
         "args.load.data": max(2**(config.entry_bits + 1), 4 * config.spmat_depth,
                               2**config.bias_bits, 2**config.weight_bits) - 1,
     }
+    if not config.direct_weights:
+        largest["args.scan.route.codebook"] = config.codebooks - 1
+    if config.pointers:
+        largest["args.act.ptr"] = config.ptr_depth - 1
+    else:
+        largest["args.scan.spmat"] = config.spmat_depth - 1
+    if config.recurrent:
+        largest |= {
+            "args.scan.route.acc": config.acc_depth - 1, "args.write.acc": config.acc_depth - 1,
+            "args.write.gates": 3, "args.load.channel": config.channels - 1,
+        }
+        largest["args.load.addr"] = max(
+            largest["args.load.addr"], config.act_depth - 1, config.state_depth - 1,
+            config.peephole_depth - 1)
+        words = 3 * config.act_bits if config.peephole_depth else config.act_bits
+        largest["args.load.data"] = max(largest["args.load.data"], 2**words - 1)
     shapes = fields_of(broadcast_layout(config))
     for path, value in largest.items():
         assert value < 1 << shapes[path].width, path
@@ -89,14 +112,15 @@ def test_every_field_holds_its_largest_value(config):
         act_out_layout(config), broadcast_layout(config), entry_layout(config),
         input_layout(config), instruction_layout(config), lane_layout(config), ptr_layout(config),
         program_load_layout(config), result_layout(config), scan_layout(config, 0),
-        scan_layout(config, 2), start_layout(config)]
+        scan_layout(config, 2), start_layout(config), route_layout(config), gate_layout(config)]
     for layout in everything:
         for path, shape in fields_of(layout).items():
             assert shape.width > 0, path
             # Activations are the only signed numbers that travel.
-            assert shape.signed == ((shape.width == config.act_bits and "value" in path.split("."))
-                                    or (path == "data" and layout == act_out_layout(config))
-                                    or path.startswith("values")), path
+            names = path.split(".")
+            assert shape.signed == ("values" in names or (
+                "data" in names and layout == act_out_layout(config))), path
+            assert not shape.signed or shape.width == config.act_bits
 
 
 @given(configs(), st.randoms(use_true_random=False))
@@ -133,8 +157,30 @@ def test_lane_0_is_in_the_lowest_bits():
 
 
 def test_output_has_the_activation_below_last():
-    assert plain(act_out_layout(SMALL).from_bits(0x1_8000)) == {"data": -32768, "last": 1}
-    assert plain(act_out_layout(SMALL).from_bits(0x0_FFFF)) == {"data": -1, "last": 0}
+    assert plain(act_out_layout(SMALL).from_bits(0x1_8000)) == {"data": [-32768], "last": 1}
+    assert plain(act_out_layout(SMALL).from_bits(0x0_FFFF)) == {"data": [-1], "last": 0}
+    two = act_out_layout(SMALL.with_(channels=2))
+    assert plain(two.from_bits(0x1_0007_FFFE)) == {"data": [-2, 7], "last": 1}
+
+
+def test_channel_0_is_in_the_lowest_bits_of_a_lane():
+    config = SMALL.with_(n_pes=4, input_lanes=2, channels=3)
+    layout = act_signature(config).members["payload"].shape
+    numbers = [1, -2, 3, -4, 5, -6]
+    word = sum((value & 0xFFFF) << 16 * k for k, value in enumerate(numbers)) | 0b101 << 96
+    assert plain(layout.from_bits(word)) == {"values": [[1, -2, 3], [-4, 5, -6]], "active": 0b101}
+
+
+def test_feed_forward_engines_carry_nothing_of_recurrent_ones():
+    names = {path for path in fields_of(broadcast_layout(SMALL)) if "act" not in path.split(".")}
+    assert names == {"kind"} | {f"args.scan.{name}" for name in (
+        "rows", "rem", "route.codebook", "route.code_sel", "dense")} | {
+        f"args.write.{name}" for name in ("rows", "bias", "shift", "relu", "discard")} | {
+        f"args.load.{name}" for name in ("pe", "addr", "data")}
+    assert set(fields_of(start_layout(SMALL))) == {
+        "values.0", "route.codebook", "route.code_sel", "ptr.start", "ptr.length"}
+    assert set(fields_of(start_layout(recurrent(pointers=False, direct_weights=True)))) == {
+        "values.0", "route.code_sel", "route.acc", "spmat", "restart", "fence"}
 
 
 def test_only_what_may_stall_has_ready():
@@ -144,4 +190,7 @@ def test_only_what_may_stall_has_ready():
 
 
 def test_kinds_differ():
-    assert len({kind.value for kind in Kind}) == len(Kind) == 7
+    assert len({kind.value for kind in Kind}) == len(Kind) == 13
+    # What goes to the element-wise unit is told apart by its distance from the first of them.
+    assert [kind.value - Kind.LOAD_CELL.value for kind in (
+        Kind.LOAD_CELL, Kind.LOAD_RESULT, Kind.LOAD_PEEPHOLE)] == [0, 1, 2]
