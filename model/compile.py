@@ -3,18 +3,29 @@
 `compile_network` lays out and checks, `size_for` finds the smallest engine a network fits.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openese.model.config import EngineConfig
-from openese.model.network import CompressedNetwork
+from openese.model.matrix import FixedMatrix
+from openese.model.network import CompressedBidirectional, CompressedNetwork, CompressedRecurrent
 from openese.model.pack import PackedLayer, pack_layer
-from openese.model.program import Op, decode, encode
-from openese.model.quantise import ModelError, QuantisedLayer, QuantisedNetwork, Widths, quantise
+from openese.model.program import Cell, Op, decode, encode, instruction_fields
+from openese.model.quantise import (
+    ModelError,
+    QuantisedLayer,
+    QuantisedNetwork,
+    Widths,
+    quantise,
+)
 
-__all__ = ["FitError", "Image", "LayerTable", "compile_network", "size_for"]
+__all__ = ["FitError", "Image", "LayerTable", "StateTable", "compile_network", "size_for"]
+
+_CELLS = {"rnn_tanh": Cell.TANH, "rnn_relu": Cell.PASS, "gru": Cell.GRU, "lstm": Cell.LSTM}
 
 
 class FitError(ModelError):
@@ -23,12 +34,13 @@ class FitError(ModelError):
 
 @dataclass(eq=False)
 class LayerTable:
-    """What a layer asks of the PEs; the cycle model computes with it.
+    """What a matrix asks of the PEs; the cycle model computes with it.
 
     Parameters
     ----------
     name
-        Path of the module in the user's model.
+        Path of the module in the user's model; of a matrix of a recurrent layer with PyTorch's
+        name for it (``"lstm.l0.weight_ih"``).
     in_features, out_features
         Columns and rows of the matrix.
     code_bits
@@ -46,6 +58,40 @@ class LayerTable:
 
 
 @dataclass(eq=False)
+class StateTable:
+    """Where a recurrent layer keeps its state.
+
+    Parameters
+    ----------
+    name
+        Path of the module in the user's model.
+    act, out_features
+        First row of its hidden state in the activation memories, and length of that.
+    state, units
+        First word of its units in the element-wise unit's state memory, and how many. Those of
+        the outputs of a projection follow.
+    has_cell
+        Whether these words are cell states (LSTM); of a GRU they are hidden states, and of other
+        cells not used.
+    is_gru
+        Whether the layer is a GRU.
+    """
+
+    name: str
+    act: int
+    out_features: int
+    state: int
+    units: int
+    has_cell: bool
+    is_gru: bool
+
+    @property
+    def results(self) -> int:
+        """First word of its outputs in the results memory."""
+        return self.state if self.out_features == self.units else self.state + self.units
+
+
+@dataclass(eq=False)
 class Image:
     """Everything an engine needs to run a network: memory contents, program, input regions.
 
@@ -54,19 +100,33 @@ class Image:
     config
         The engine it was compiled for.
     spmat
-        Per PE uint32: matrix words of all layers, without gaps.
+        Per PE uint32: matrix words of all matrices. Without gaps, but for engines without
+        pointers: there words of 0 let each matrix start at the same address in all PEs.
     ptr
-        uint32 ``(n_pes, columns of all layers)``: start address and length class.
+        uint32 ``(n_pes, columns of all matrices)``: start address and length class. No columns
+        for engines without pointers.
     bias
         uint32 ``(n_pes, local rows of all layers)``: two's complement of ``bias_bits``.
     codebook
         uint32 ``(codebook_depth,)``: two's complement of ``weight_bits``, the same for all PEs.
+        Empty for engines with direct weights.
     program
-        Instruction words.
+        Instruction words: a pass, and behind it the routine that sends the state.
+    in_features, out_features
+        Lengths of an input and of an output vector.
     in_rows, in_base
         Rows of an input vector and the first addresses of the two input buffers.
     layers
-        Tables for the cycle model.
+        Tables for the cycle model: one for each matrix, in the network's order, of a recurrent
+        layer weight_ih, weight_hh, weight_hr.
+    peephole
+        Words of the peephole memory: weights of i, f, o from bit 0 up, two's complement of
+        ``act_bits`` each.
+    dump
+        Address of the routine that sends hidden states of all recurrent layers, then the cell
+        states of all LSTMs. ``None``: there is nothing to send.
+    states
+        One for each recurrent layer.
     """
 
     config: EngineConfig
@@ -75,29 +135,24 @@ class Image:
     bias: NDArray[np.uint32]
     codebook: NDArray[np.uint32]
     program: list[int]
+    in_features: int
+    out_features: int
     in_rows: int
     in_base: tuple[int, int]
     layers: list[LayerTable]
-
-    @property
-    def in_features(self) -> int:
-        """Length of an input vector."""
-        return self.layers[0].in_features
-
-    @property
-    def out_features(self) -> int:
-        """Length of an output vector."""
-        return self.layers[-1].out_features
+    peephole: list[int] = field(default_factory=list)
+    dump: int | None = None
+    states: list[StateTable] = field(default_factory=list)
 
     @property
     def entries(self) -> int:
         """Matrix entries of all PEs, fillers included."""
-        return sum(len(words) for words in self.spmat)
+        return sum(int(layer.lengths.sum(dtype=np.int64)) for layer in self.layers)
 
     @property
     def fillers(self) -> int:
         """Fillers among the entries."""
-        return sum(int(layer.fillers.sum()) for layer in self.layers)
+        return sum(int(layer.fillers.sum(dtype=np.int64)) for layer in self.layers)
 
     @property
     def instructions(self) -> list[dict[str, int]]:
@@ -122,38 +177,18 @@ def compile_network(network: QuantisedNetwork, config: EngineConfig) -> Image:
         which field or change helps.
     """
     _check_numbers(network, config)
-    packed = [_pack(layer, config) for layer in network.layers]
-    _check_room(_needs(network, config, packed), config)
-
-    start = np.zeros(config.n_pes, dtype=np.int64)
-    pointers = []
-    for layer in packed:
-        length = layer.lengths.astype(np.int64)
-        begin = start[:, None] + np.cumsum(length, axis=1) - length
-        kind = np.minimum(length, 3)
-        pointers.append(np.where(length > 0, begin | kind << config.spmat_addr_bits, 0))
-        start += length.sum(axis=1)
-
-    codebook = np.zeros(config.codebook_depth, dtype=np.int64)
-    for number, layer in enumerate(network.layers):
-        base = number << config.code_bits
-        codebook[base:base + len(layer.codebook)] = layer.codebook
-
-    in_rows = config.rows(network.in_features)
+    layout = _Layout(network, config)
+    _check_room(layout.needs, config)
     return Image(
-        config=config,
-        spmat=[np.concatenate([layer.entries[pe] for layer in packed])
-               for pe in range(config.n_pes)],
-        ptr=np.concatenate(pointers, axis=1).astype(np.uint32),
-        bias=_unsigned(np.concatenate([_interleave(layer.bias, config)
-                                       for layer in network.layers], axis=1), config.bias_bits),
-        codebook=_unsigned(codebook, config.weight_bits),
-        program=_program(network, config),
-        in_rows=in_rows,
-        in_base=(0, in_rows),
-        layers=[LayerTable(layer.name, layer.cols, layer.rows, pack.code_bits, pack.lengths,
-                           pack.fillers)
-                for layer, pack in zip(network.layers, packed, strict=True)])
+        config=config, spmat=layout.spmat(), ptr=layout.pointers(), bias=layout.biases(),
+        codebook=layout.codebooks(), program=layout.program(),
+        in_features=network.in_features, out_features=network.out_features,
+        in_rows=layout.in_rows, in_base=(0, layout.in_rows),
+        layers=[LayerTable(name, matrix.cols, matrix.rows, packed.code_bits, packed.lengths,
+                           packed.fillers)
+                for name, matrix, packed in zip(layout.names, layout.matrices, layout.packed,
+                                                strict=True)],
+        peephole=layout.peepholes(), dump=layout.dump, states=layout.states())
 
 
 def size_for(network: CompressedNetwork | QuantisedNetwork, n_pes: int,
@@ -163,7 +198,9 @@ def size_for(network: CompressedNetwork | QuantisedNetwork, n_pes: int,
     Parameters
     ----------
     network
-        A quantised network keeps its widths; a compressed one is quantised for the default ones.
+        A quantised network keeps its widths; a compressed one is quantised for the default ones,
+        with recurrent layers for ``acc_bits`` 36 and ``shift_bits`` 4. One that has fixed-point
+        weights gets an engine with direct weights, of the widest of them.
     n_pes
         Processing elements.
     **overrides
@@ -176,22 +213,11 @@ def size_for(network: CompressedNetwork | QuantisedNetwork, n_pes: int,
     ModelError, ValueError
         As `quantise` and `EngineConfig`.
     """
-    widest = max(layer.code_bits for layer in network.layers)
-    code_bits = overrides.get("code_bits", widest)
-    fields = {
-        "code_bits": code_bits,
-        "min_code_bits": min(code_bits, *(layer.code_bits for layer in network.layers)),
-        # Wide codes leave at least 4 bits of index.
-        "entry_bits": max(8, code_bits + 4),
-        **(vars(network.widths) if isinstance(network, QuantisedNetwork)
-           else {"act_bits": network.act_bits}),
-        **overrides,
-    }
-    config = EngineConfig(n_pes=n_pes, **fields)
+    config = EngineConfig(n_pes=n_pes, **_widths_for(network, overrides) | overrides)
     if isinstance(network, CompressedNetwork):
         network = quantise(network, config)
     _check_numbers(network, config)
-    needs = _needs(network, config, [_pack(layer, config) for layer in network.layers])
+    needs = _Layout(network, config).needs
     try:
         return config.with_(**{name: need for name, need in needs.items()
                                if name not in overrides})
@@ -200,39 +226,63 @@ def size_for(network: CompressedNetwork | QuantisedNetwork, n_pes: int,
                        f"density") from None
 
 
+def _widths_for(network: CompressedNetwork | QuantisedNetwork, overrides: dict) -> dict[str, int]:
+    """Fields of an engine that decide how a network is quantised and packed."""
+    if isinstance(network, QuantisedNetwork):
+        fields = dict(vars(network.widths))
+        matrices = [matrix for layer in network.layers for matrix in _matrices(layer).values()]
+        direct = getattr(matrices[0], "direct", False)
+        stored = matrices
+    else:
+        fields = {"act_bits": network.act_bits}
+        matrices = [matrix for layer in network.layers for matrix in _compressed_matrices(layer)]
+        fixed = [matrix for matrix in matrices if isinstance(matrix, FixedMatrix)]
+        direct = overrides.get("direct_weights", bool(fixed))
+        # Shared weights become fixed-point ones as wide as the engine's.
+        stored = fixed if direct else matrices
+        if network.recurrent:
+            fields |= {"acc_bits": 36, "shift_bits": 4}
+    if getattr(network, "recurrent", False):
+        fields["state_depth"] = 1
+    widths = [matrix.code_bits for matrix in stored]
+    code_bits = overrides.get("code_bits", max(widths, default=12))
+    # Wide codes leave at least 4 bits of index, direct weights 5.
+    entry_bits = code_bits + 5 if direct else max(8, code_bits + 4)
+    return fields | {"direct_weights": direct, "code_bits": code_bits,
+                     "min_code_bits": min(code_bits, *widths), "entry_bits": entry_bits}
+
+
+def _compressed_matrices(layer) -> list:
+    if isinstance(layer, CompressedBidirectional):
+        return [*layer.ahead.matrices.values(), *layer.back.matrices.values()]
+    return [*layer.matrices.values()] if isinstance(layer, CompressedRecurrent) else [layer]
+
+
+def _matrices(layer: QuantisedLayer | QuantisedRecurrent) -> dict[str, QuantisedMatrix]:
+    """Matrices of a layer by their names, in the order of programs and tables."""
+    if isinstance(layer, QuantisedLayer):
+        return {layer.name: layer}
+    found = {"weight_ih": layer.w_ih, "weight_hh": layer.w_hh, "weight_hr": layer.w_hr}
+    return {f"{layer.name}.{name}": matrix for name, matrix in found.items()
+            if matrix is not None}
+
+
 def _check_numbers(network: QuantisedNetwork, config: EngineConfig) -> None:
     if network.widths != Widths.of(config):
         different = ", ".join(
             f"{name} {value} (the engine has {getattr(config, name)})"
             for name, value in vars(network.widths).items() if value != getattr(config, name))
         raise FitError(f"the network was quantised for {different}: quantise it for this engine")
-    for layer in network.layers:
-        if layer.code_bits > config.code_bits:
+    for name, matrix in (item for layer in network.layers for item in _matrices(layer).items()):
+        if getattr(matrix, "direct", False) != config.direct_weights:
+            kinds = "shared weights", "fixed-point weights"
             raise FitError(
-                f"layer {layer.name!r} has {layer.code_bits}-bit codes, the engine has code_bits "
+                f"layer {name!r} was quantised to {kinds[not config.direct_weights]}, the engine has "
+                f"{kinds[config.direct_weights]}: quantise it for this engine")
+        if matrix.code_bits > config.code_bits:
+            raise FitError(
+                f"layer {name!r} has {matrix.code_bits}-bit codes, the engine has code_bits "
                 f"{config.code_bits}: share fewer weights or use an engine with larger code_bits")
-
-
-def _pack(layer: QuantisedLayer, config: EngineConfig) -> PackedLayer:
-    code_bits = max(layer.code_bits, config.min_code_bits)
-    return pack_layer(layer.col_ptr, layer.row_idx, layer.code, layer.rows, config.n_pes,
-                      config.entry_bits - code_bits, code_bits)
-
-
-def _needs(network: QuantisedNetwork, config: EngineConfig,
-           packed: list[PackedLayer]) -> dict[str, int]:
-    """Smallest value of every memory field of the configuration that holds the network."""
-    per_pe = sum(layer.lengths.sum(axis=1, dtype=np.int64) for layer in packed)
-    out_rows = [config.rows(layer.rows) for layer in network.layers]
-    return {
-        "spmat_depth": max(1, int(per_pe.max())),
-        "ptr_depth": sum(layer.cols for layer in network.layers),
-        "bias_depth": sum(out_rows),
-        "act_depth": sum(_regions(network, config)),
-        "acc_depth": max(out_rows),
-        "codebooks": len(network.layers),
-        "program_depth": 2 * len(network.layers) + 1,
-    }
 
 
 def _check_room(needs: dict[str, int], config: EngineConfig) -> None:
@@ -242,8 +292,12 @@ def _check_room(needs: dict[str, int], config: EngineConfig) -> None:
         "bias_depth": "use more PEs or a larger preset",
         "act_depth": "use more PEs or a larger preset",
         "acc_depth": "use more PEs or a larger preset",
-        "codebooks": "use an engine with more codebooks, one per layer",
-        "program_depth": "use an engine with a larger program_depth, two per layer and one more",
+        "codebooks": "use an engine with more codebooks, one per matrix",
+        "program_depth": "use an engine with a larger program_depth",
+        "state_depth": "use an engine for recurrent layers, with a word per unit and per output "
+                       "of a projection (it does not depend on the PEs)",
+        "peephole_depth": "use an engine with a larger peephole_depth, a word per unit that has "
+                          "peepholes",
     }
     missing = [f"needs {name} {need}, the engine has {getattr(config, name)}: {advice[name]}"
                for name, need in needs.items() if need > getattr(config, name)]
@@ -251,42 +305,351 @@ def _check_room(needs: dict[str, int], config: EngineConfig) -> None:
         raise FitError("the network does not fit: " + "; ".join(missing))
 
 
-def _regions(network: QuantisedNetwork, config: EngineConfig) -> tuple[int, int, int]:
-    """Rows of the activation memory: both input buffers, even layers' and odd layers' outputs."""
-    even, odd = (max((config.rows(layer.rows) for layer in network.layers[first::2]), default=0)
-                 for first in (0, 1))
-    return 2 * config.rows(network.in_features), even, odd
+@dataclass(eq=False, kw_only=True)
+class _Place:
+    """Where a layer's parts are: first addresses in the memories, number of its first matrix.
+
+    `acc` has the addresses for passes of even and of odd number. `act` is where outputs go.
+    """
+
+    matrix: int
+    act: int
+    acc: tuple[int, int]
+    bias: int
+    projection_acc: int = 0
+    projection_bias: int = 0
+    state: int = 0
+    peep: int = 0
 
 
-def _program(network: QuantisedNetwork, config: EngineConfig) -> list[int]:
-    inputs, even, _ = _regions(network, config)
-    region = inputs, inputs + even
+class _Layout:
+    """A network laid out in the memories of an engine, however large they are.
 
-    def span(n: int) -> dict[str, int]:
-        return {"rows": config.rows(n), "rem": (n - 1) % config.n_pes + 1}
+    ``needs`` has the smallest value of every memory field of the configuration that holds it.
+    """
 
-    words, ptr_base, bias_base = [], 0, 0
-    for number, layer in enumerate(network.layers):
-        words.append(encode(
-            config, op=Op.SPMV, from_input=number == 0,
-            act=region[(number - 1) % 2] if number else 0, **span(layer.cols), base=ptr_base,
-            codebook=number,
-            code_sel=max(layer.code_bits, config.min_code_bits) - config.min_code_bits))
-        words.append(encode(
-            config, op=Op.WRITE, act=region[number % 2], **span(layer.rows), base=bias_base,
-            shift=layer.shift - network.widths.shift_min, relu=layer.relu))
-        ptr_base += layer.cols
-        bias_base += config.rows(layer.rows)
-    words.append(encode(config, op=Op.OUTPUT, last=1, act=region[number % 2],
-                        **span(network.out_features)))
-    return words
+    def __init__(self, network: QuantisedNetwork, config: EngineConfig):
+        self._network, self._config = network, config
+        parts = [item for layer in network.layers for item in _matrices(layer).items()]
+        self.names = [name for name, _ in parts]
+        self.matrices = [matrix for _, matrix in parts]
+        self.packed = [packed for layer in network.layers for packed in self._pack(layer)]
+        self.in_rows = config.rows(network.in_features)
+        rows = [packed.lengths.sum(axis=1, dtype=np.int64) for packed in self.packed]
+        if not config.pointers:
+            rows = [np.full_like(row, row.max()) for row in rows]
+        # First entry of every matrix in every PE, and behind the last.
+        self._begin = np.cumsum([np.zeros(config.n_pes, dtype=np.int64), *rows], axis=0)
+        self._ptr_base = np.cumsum([0, *(matrix.cols for matrix in self.matrices)]).tolist()
+        self.needs: dict[str, int] = {}
+        self._places = self._find_places()
+        self._instructions, self.dump = self._write_program()
+        self.needs["program_depth"] = len(self._instructions)
+
+    # -- matrices ---------------------------------------------------------------------------------
+
+    def _pack(self, layer: QuantisedLayer | QuantisedRecurrent) -> list[PackedLayer]:
+        if isinstance(layer, QuantisedLayer):
+            return [self._pack_matrix(layer)]
+        gates = layer.w_ih.rows // layer.hidden
+        packed = []
+        for matrix in (layer.w_ih, layer.w_hh):
+            # The state's part of a GRU's n has a slot of its own.
+            own = layer.cell == "gru" and matrix is layer.w_hh
+            slot = np.array([0, 1, 3] if own else range(gates))
+            packed.append(self._pack_matrix(matrix, slot, layer.slots))
+        if layer.w_hr is not None:
+            packed.append(self._pack_matrix(layer.w_hr))
+        return packed
+
+    def _pack_matrix(self, matrix: QuantisedMatrix, slot: NDArray | None = None,
+                     slots: int = 1) -> PackedLayer:
+        """Pack a matrix; of gates, with all rows of a unit side by side in one PE."""
+        config = self._config
+        code_bits = max(matrix.code_bits, config.min_code_bits)
+        row_idx, code, rows = matrix.row_idx, matrix.code, matrix.rows
+        if getattr(matrix, "direct", False):
+            code = (matrix.codebook[code] & ((1 << code_bits) - 1)).astype(np.uint16)
+        if slot is not None:
+            units = rows // len(slot)
+            gate, unit = np.divmod(row_idx, units)
+            local = unit // config.n_pes * slots + slot[gate]
+            rows = config.rows(units) * slots * config.n_pes
+            row_idx = (local * config.n_pes + unit % config.n_pes).astype(np.int32)
+            order = np.argsort(matrix.columns * rows + row_idx)
+            row_idx, code = row_idx[order], code[order]
+        return pack_layer(matrix.col_ptr, row_idx, code, rows, config.n_pes,
+                          config.entry_bits - code_bits, code_bits,
+                          sequential=not config.pointers)
+
+    def spmat(self) -> list[NDArray[np.uint32]]:
+        """Matrix words per PE."""
+        contents = []
+        for pe in range(self._config.n_pes):
+            parts = [packed.entries[pe] for packed in self.packed]
+            words = np.zeros(self._begin[-2, pe] + len(parts[-1]), dtype=np.uint32)
+            for begin, part in zip(self._begin[:, pe], parts, strict=False):
+                words[begin:begin + len(part)] = part
+            contents.append(words)
+        return contents
+
+    def pointers(self) -> NDArray[np.uint32]:
+        """Column pointers of all PEs."""
+        config = self._config
+        if not config.pointers:
+            return np.zeros((config.n_pes, 0), dtype=np.uint32)
+        pointers = []
+        for first, packed in zip(self._begin, self.packed, strict=False):
+            length = packed.lengths.astype(np.int64)
+            begin = first[:, None] + np.cumsum(length, axis=1) - length
+            kind = np.minimum(length, 3)
+            pointers.append(np.where(length > 0, begin | kind << config.spmat_addr_bits, 0))
+        return np.concatenate(pointers, axis=1).astype(np.uint32)
+
+    def codebooks(self) -> NDArray[np.uint32]:
+        """Codebooks of all matrices."""
+        config = self._config
+        if config.direct_weights:
+            return np.zeros(0, dtype=np.uint32)
+        codebook = np.zeros(config.codebook_depth, dtype=np.int64)
+        for number, matrix in enumerate(self.matrices):
+            base = number << config.code_bits
+            codebook[base:base + len(matrix.codebook)] = matrix.codebook
+        return _unsigned(codebook, config.weight_bits)
+
+    # -- the other memories -----------------------------------------------------------------------
+
+    def _find_places(self) -> list[_Place]:
+        """Addresses of every layer; fills `needs`."""
+        config, layers = self._config, self._network.layers
+        linear = [layer for layer in layers if isinstance(layer, QuantisedLayer)]
+        out_rows = [config.rows(layer.rows) for layer in linear]
+        even, odd = (max(out_rows[first::2], default=0) for first in (0, 1))
+        region = 2 * self.in_rows, 2 * self.in_rows + even
+        act = region[1] + odd
+        # The accumulators of linear layers, which are empty between instructions, come first.
+        acc = max(out_rows, default=0)
+        bias = state = peep = matrix = linears = 0
+        places = []
+        for layer in layers:
+            if isinstance(layer, QuantisedLayer):
+                places.append(_Place(matrix=matrix, act=region[linears % 2], acc=(0, 0), bias=bias))
+                bias += config.rows(layer.rows)
+                linears += 1
+            else:
+                size = layer.slots * config.rows(layer.hidden)
+                place = _Place(matrix=matrix, act=act, acc=(acc, acc), bias=bias, state=state,
+                               peep=peep)
+                places.append(place)
+                act += config.rows(layer.rows)
+                acc += size
+                if _ping_pongs(layer, layers):
+                    place.acc = place.acc[0], acc
+                    acc += size
+                bias += size
+                state += layer.hidden
+                if layer.w_hr is not None:
+                    place.projection_acc, place.projection_bias = acc, bias
+                    acc += config.rows(layer.rows)
+                    bias += config.rows(layer.rows)
+                    state += layer.rows
+                if layer.peephole is not None:
+                    peep += layer.hidden
+            matrix += len(_matrices(layer))
+        self.needs |= {
+            "spmat_depth": max(1, int(self._begin[-1].max())),
+            "ptr_depth": self._ptr_base[-1] if config.pointers else 1,
+            "bias_depth": bias, "act_depth": act, "acc_depth": acc,
+            "codebooks": 1 if config.direct_weights else len(self.matrices),
+            "program_depth": 0, "state_depth": state, "peephole_depth": peep,
+        }
+        return places
+
+    def biases(self) -> NDArray[np.uint32]:
+        """Biases of all PEs; those of a projection are 0."""
+        config, parts = self._config, []
+        for layer in self._network.layers:
+            if isinstance(layer, QuantisedLayer):
+                parts.append(_interleave(layer.bias, config))
+            else:
+                parts.append(_interleave(layer.bias.reshape(layer.slots, -1).T, config))
+                if layer.w_hr is not None:
+                    parts.append(_interleave(np.zeros(layer.rows, dtype=np.int64), config))
+        return _unsigned(np.concatenate(parts, axis=1), config.bias_bits)
+
+    def peepholes(self) -> list[int]:
+        """Words of the peephole memory."""
+        bits = self._config.act_bits
+        words = []
+        for layer in self._network.layers:
+            if not isinstance(layer, QuantisedLayer) and layer.peephole is not None:
+                for weights in (layer.peephole & ((1 << bits) - 1)).T.tolist():
+                    words.append(sum(weight << k * bits for k, weight in enumerate(weights)))
+        return words
+
+    def states(self) -> list[StateTable]:
+        """Where recurrent layers keep their states."""
+        return [StateTable(layer.name, place.act, layer.rows, place.state, layer.hidden,
+                           layer.cell == "lstm", layer.cell == "gru")
+                for layer, place in zip(self._network.layers, self._places, strict=True)
+                if not isinstance(layer, QuantisedLayer)]
+
+    # -- the program ------------------------------------------------------------------------------
+
+    def program(self) -> list[int]:
+        """Instruction words."""
+        known = instruction_fields(self._config)
+        # An engine without element-wise unit has no fields for what only that needs.
+        return [encode(self._config, **{name: value for name, value in fields.items()
+                                        if name in known})
+                for fields in self._instructions]
+
+    def _write_program(self) -> tuple[list[dict[str, int]], int | None]:
+        writer = _Writer(self._network, self._config, self._places, self.packed, self._ptr_base,
+                         self._begin[:, 0].tolist())
+        writer.write_pass()
+        dump = writer.write_dump()
+        return writer.instructions, dump
+
+
+class _Writer:
+    """Writes the instructions of a network: fields by name, in `instructions`."""
+
+    def __init__(self, network: QuantisedNetwork, config: EngineConfig, places: list[_Place],
+                 packed: list[PackedLayer], ptr_base: list[int], spmat_base: list[int]):
+        self._layers, self._config = network.layers, config
+        self._places, self._packed = places, packed
+        self._ptr_base, self._spmat_base = ptr_base, spmat_base
+        self._shift_min = network.widths.shift_min
+        self._out_features = network.out_features
+        self._cells = 0  # CELL instructions so far
+        self.instructions: list[dict[str, int]] = []
+
+    def write_pass(self) -> None:
+        """All instructions of a pass."""
+        layers, places = self._layers, self._places
+        for layer, place in zip(layers, places, strict=True):
+            if not isinstance(layer, QuantisedLayer):
+                self._add_spmv(place.matrix + 1, place.acc, act=place.act, first=1, flow=1, sync=1)
+
+        # Layers whose own recurrence is still to be computed, and the CELLs after which it can be.
+        waiting: list[tuple[_Place, int]] = []
+
+        def add_recurrences() -> None:
+            for place, cells in waiting:
+                self._add_spmv(place.matrix + 1, place.acc, act=place.act, flow=1,
+                               sync=self._cells == cells)
+            waiting.clear()
+
+        first_gates = 0
+        source: dict[str, int] = {"from_input": 1}
+        for number, (layer, place) in enumerate(zip(layers, places, strict=True)):
+            last = number == len(layers) - 1
+            if isinstance(layer, QuantisedLayer):
+                self._add_linear(layer, place, source)
+                source = {"act": place.act}
+                if not any(not isinstance(after, QuantisedLayer) for after in layers[number:]):
+                    add_recurrences()
+                continue
+            self._add_spmv(place.matrix, place.acc, flow=1, **source)
+            source = {"feed": 1}
+            projects = layer.w_hr is not None
+            self._add_gates(layer, place, to_act=not projects, to_out=last and not projects)
+            gates = self._cells
+            add_recurrences()
+            if projects:
+                self._add_spmv(place.matrix + 2, (place.projection_acc,) * 2, feed=1, flow=1)
+                self._add_projection(layer, place, to_out=last)
+            if number == 0:
+                first_gates = gates
+            waiting.append((place, self._cells))
+
+        if not isinstance(layers[0], QuantisedLayer):
+            place = places[0]
+            doubled = place.acc[0] != place.acc[1]
+            self._add_spmv(place.matrix, place.acc[::-1], from_input=1, prefetch=1, flow=1,
+                           sync=not doubled and self._cells == first_gates)
+        if not isinstance(layers[-1], QuantisedLayer):
+            place = places[-1]
+            self._add_spmv(place.matrix + 1, place.acc[::-1], feed=1, flow=1)
+        else:
+            self._add(op=Op.OUTPUT, act=places[-1].act, sync=1, **self._span(self._out_features))
+        self.instructions[-1]["last"] = 1
+
+    def write_dump(self) -> int | None:
+        """The routine that sends the state; returns its address."""
+        begin = len(self.instructions)
+        kept = [(layer, place) for layer, place in zip(self._layers, self._places, strict=True)
+                if not isinstance(layer, QuantisedLayer)]
+        for layer, place in kept:
+            self._add(op=Op.OUTPUT, act=place.act, sync=1, **self._span(layer.rows))
+        for layer, place in kept:
+            if layer.cell == "lstm":
+                self._add(op=Op.STATE, state=place.state, **self._span(layer.hidden))
+        if not kept:
+            return None
+        self.instructions[-1]["last"] = 1
+        return begin
+
+    def _add(self, **fields: int) -> None:
+        self.instructions.append({name: int(value) for name, value in fields.items()})
+
+    def _span(self, n: int) -> dict[str, int]:
+        return {"rows": self._config.rows(n), "rem": (n - 1) % self._config.n_pes + 1}
+
+    def _add_spmv(self, matrix: int, acc: tuple[int, int], **fields: int) -> None:
+        """`acc`: first accumulator in passes of even and of odd number."""
+        config, packed = self._config, self._packed[matrix]
+        self._add(
+            op=Op.SPMV, **self._span(packed.n_cols),
+            base=self._ptr_base[matrix] if config.pointers else 0,
+            spmat=self._spmat_base[matrix], codebook=0 if config.direct_weights else matrix,
+            code_sel=packed.code_bits - config.min_code_bits, acc=acc[0], acc_odd=acc[1], **fields)
+
+    def _add_linear(self, layer: QuantisedLayer, place: _Place, source: dict[str, int]) -> None:
+        self._add_spmv(place.matrix, place.acc, **source)
+        self._add(op=Op.WRITE, act=place.act, **self._span(layer.rows), base=place.bias,
+                  shift=layer.shift - self._shift_min, relu=layer.relu, acc=place.acc[0],
+                  acc_odd=place.acc[1], sync=1)
+
+    def _add_gates(self, layer: QuantisedRecurrent, place: _Place, **fields: int) -> None:
+        peeps = layer.peephole is not None
+        self._add_cell(
+            **self._span(layer.hidden), act=place.act, base=place.bias,
+            shift=layer.shift - self._shift_min, relu=layer.relu, acc=place.acc[0],
+            acc_odd=place.acc[1], cell=_CELLS[layer.cell], gates=layer.slots - 1, peephole=peeps,
+            cell_shift=layer.cell_shift, peep_shift=layer.peep_shift if peeps else 0,
+            state=place.state, peep=place.peep if peeps else 0, **fields)
+
+    def _add_projection(self, layer: QuantisedRecurrent, place: _Place, **fields: int) -> None:
+        self._add_cell(
+            **self._span(layer.rows), act=place.act, base=place.projection_bias,
+            shift=layer.proj_shift - self._shift_min, acc=place.projection_acc,
+            acc_odd=place.projection_acc, cell=Cell.PASS, state=place.state + layer.hidden,
+            to_act=1, **fields)
+
+    def _add_cell(self, **fields: int) -> None:
+        # What a cell gives is always needed at once: by its projection, by the layer that follows
+        # or, of the last layer, by its own next step.
+        self._add(op=Op.CELL, flow=1, to_feed=1, **fields)
+        self._cells += 1
+
+
+def _ping_pongs(layer: QuantisedRecurrent, layers: list) -> bool:
+    """Whether a layer's next step begins while its accumulators are still being drained."""
+    return layer is layers[-1] and layer.w_hr is None
 
 
 def _interleave(values: NDArray, config: EngineConfig) -> NDArray:
-    """Element ``i`` to PE ``i % N``, local row ``i // N``: ``(n_pes, rows)``, padded with 0."""
-    padded = np.zeros(config.rows(len(values)) * config.n_pes, dtype=np.int64)
+    """Element ``i`` of ``(n,)`` or ``(n, slots)`` to PE ``i % N``: ``(n_pes, rows * slots)``.
+
+    Padded with 0; all slots of an element stand side by side.
+    """
+    values = values.reshape(len(values), -1)
+    padded = np.zeros((config.rows(len(values)) * config.n_pes, values.shape[1]), dtype=np.int64)
     padded[:len(values)] = values
-    return padded.reshape(-1, config.n_pes).T
+    return padded.reshape(-1, config.n_pes, values.shape[1]).transpose(1, 0, 2).reshape(
+        config.n_pes, -1)
 
 
 def _unsigned(values: NDArray, bits: int) -> NDArray[np.uint32]:

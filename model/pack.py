@@ -20,6 +20,8 @@ class PackedLayer:
     than ``2**index_bits - 1`` rows takes fillers: entries of code 0 with the largest z, each of
     which occupies one row itself. The flag marks the entry two places before the last of its
     column, so that a PE knows the end early enough to go on to the next column without a bubble.
+    A sequential matrix has its flag on the last entry of every column instead, and a column
+    without entries has one filler of skip 0: its PE reads the entries in order, without pointers.
 
     Parameters
     ----------
@@ -45,11 +47,23 @@ class PackedLayer:
     fillers: NDArray[np.int32]
 
 
-def pack_layer(col_ptr: NDArray[np.int64], row_idx: NDArray[np.int32], code: NDArray[np.uint8],
-               n_rows: int, n_pes: int, index_bits: int, code_bits: int) -> PackedLayer:
+def pack_layer(col_ptr: NDArray[np.int64], row_idx: NDArray[np.int32],
+               code: NDArray[np.unsignedinteger], n_rows: int, n_pes: int, index_bits: int,
+               code_bits: int, *, sequential: bool = False) -> PackedLayer:
     """Pack a matrix in compressed sparse columns (`CompressedLinear`) for `n_pes` PEs.
 
     Time and memory are linear in entries plus ``n_pes`` x columns; no Python loop over either.
+
+    Parameters
+    ----------
+    col_ptr, row_idx, code
+        The columns; rows rise strictly within a column, and no code is 0.
+    n_rows, n_pes
+        Size of the matrix, number of PEs.
+    index_bits, code_bits
+        Widths of z and of the code.
+    sequential
+        Pack for an engine without pointers: see `PackedLayer`.
 
     Raises
     ------
@@ -57,7 +71,7 @@ def pack_layer(col_ptr: NDArray[np.int64], row_idx: NDArray[np.int32], code: NDA
         Widths or a PE count out of range, or a code wider than ``code_bits``.
     """
     for name, value, low, high in (("n_pes", n_pes, 1, 256), ("index_bits", index_bits, 1, 23),
-                                   ("code_bits", code_bits, 1, 8)):
+                                   ("code_bits", code_bits, 1, 16)):
         if not low <= value <= high:
             raise ValueError(f"{name} must be {low} to {high}, not {value!r}")
     if len(code) and int(code.max()) >> code_bits:
@@ -65,18 +79,28 @@ def pack_layer(col_ptr: NDArray[np.int64], row_idx: NDArray[np.int32], code: NDA
     n_cols = len(col_ptr) - 1
     lengths = np.zeros((n_pes, n_cols), dtype=np.int32)
     fillers = np.zeros((n_pes, n_cols), dtype=np.int32)
-    if not len(row_idx):
+    if not (len(row_idx) or sequential):
         empty = np.zeros(0, dtype=np.uint32)
         return PackedLayer(n_rows, n_cols, n_pes, index_bits, code_bits, [empty] * n_pes,
                            lengths, fillers)
 
-    # Entries come sorted by column and row. A stable sort by PE alone therefore sorts by PE, column
-    # and row, and on 8-bit keys NumPy's stable sort is a radix sort.
     local, pe = np.divmod(row_idx.astype(np.int32, copy=False), np.int32(n_pes))
     pe = pe.astype(np.uint8)
-    order = np.argsort(pe, kind="stable")
-    column = np.repeat(np.arange(n_cols, dtype=np.int32), np.diff(col_ptr))[order]
-    local, pe, code = local[order], pe[order], code[order]
+    column = np.repeat(np.arange(n_cols, dtype=np.int32), np.diff(col_ptr))
+    key = pe
+    if sequential:
+        key = pe * np.int64(n_cols) + column
+        empty = np.flatnonzero(np.bincount(key, minlength=n_pes * n_cols) == 0)
+        fillers.ravel()[empty] = 1
+        key = np.concatenate([key, empty])
+        pe = np.concatenate([pe, (empty // n_cols).astype(np.uint8)])
+        column = np.concatenate([column, (empty % n_cols).astype(np.int32)])
+        local, code = (np.concatenate([part, np.zeros(len(empty), part.dtype)])
+                       for part in (local, code))
+    # Entries come sorted by column and row. A stable sort by PE alone therefore sorts by PE, column
+    # and row, and on 8-bit keys NumPy's stable sort is a radix sort.
+    order = np.argsort(key, kind="stable")
+    local, pe, column, code = local[order], pe[order], column[order], code[order]
 
     first = np.ones(len(pe), dtype=bool)
     first[1:] = (column[1:] != column[:-1]) | (pe[1:] != pe[:-1])
@@ -96,16 +120,17 @@ def pack_layer(col_ptr: NDArray[np.int64], row_idx: NDArray[np.int32], code: NDA
     length = np.diff(end, prepend=-1)
     run = pe[start], column[start]
     lengths[run] = length
-    fillers[run] = length - count
-    words[end[length >= 3] - 2] |= np.uint32(1 << (index_bits + code_bits))
+    fillers[run] += length - count
+    flagged = end if sequential else end[length >= 3] - 2
+    words[flagged] |= np.uint32(1 << (index_bits + code_bits))
 
     entries = np.split(words, np.cumsum(lengths.sum(axis=1, dtype=np.int64))[:-1])
     return PackedLayer(n_rows, n_cols, n_pes, index_bits, code_bits, entries, lengths, fillers)
 
 
 def unpack_layer(packed: PackedLayer) -> tuple[NDArray[np.int64], NDArray[np.int32],
-                                               NDArray[np.uint8]]:
-    """The inverse of `pack_layer`: ``(col_ptr, row_idx, code)``."""
+                                               NDArray[np.unsignedinteger]]:
+    """The inverse of `pack_layer`: ``(col_ptr, row_idx, code)``, codes above 8 bits in uint16."""
     words = np.concatenate(packed.entries).astype(np.int64)
     length = packed.lengths.ravel().astype(np.int64)
     code = words & ((1 << packed.code_bits) - 1)
@@ -123,4 +148,5 @@ def unpack_layer(packed: PackedLayer) -> tuple[NDArray[np.int64], NDArray[np.int
     order = np.lexsort((row, column))
     col_ptr = np.zeros(packed.n_cols + 1, dtype=np.int64)
     np.cumsum(np.bincount(column, minlength=packed.n_cols), out=col_ptr[1:])
-    return col_ptr, row[order].astype(np.int32), code[order].astype(np.uint8)
+    narrow = np.uint8 if packed.code_bits <= 8 else np.uint16
+    return col_ptr, row[order].astype(np.int32), code[order].astype(narrow)
