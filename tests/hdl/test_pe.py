@@ -1,5 +1,9 @@
 # amaranth: UnusedElaboratable=no
-"""Proves a whole PE against plain arithmetic: matrix, write-back, latencies, and its status."""
+"""Proves a whole PE against plain arithmetic: matrix, write-back, latencies, and its status.
+
+Of every kind of engine: several channels, weights stored directly, no pointers; and that the
+accumulators of a cell are drained beside another matrix without a product going astray.
+"""
 
 import math
 from fractions import Fraction
@@ -26,6 +30,7 @@ from .helpers import (
     column_words,
     load_message,
     plain,
+    recurrent,
     scan_message,
     signed,
     simulate,
@@ -51,19 +56,30 @@ class Layer:
         # Small weights, so that no accumulator wraps whatever the activations are.
         self.values = rng.integers(-300, 300, 1 << code_bits)
         self.values[0] = 0
+        if config.direct_weights:
+            self.values = np.array([signed(code, code_bits) for code in range(1 << code_bits)])
         self.bias = rng.integers(-5000, 5000, rows)
         index_bits = config.entry_bits - code_bits
         self.columns = [
             column_words(*(part.tolist() for part in (found, self.codes[found, j])), code_bits,
                          index_bits)
             for j in range(columns) for found in [np.flatnonzero(self.codes[:, j])]]
+        if not config.pointers:
+            # The flag ends a column; one without entries has a filler.
+            flag = 1 << config.entry_bits
+            self.columns = [[word & flag - 1 for word in words] or [0] for words in self.columns]
+            for words in self.columns:
+                words[-1] |= flag
+
+    def sums(self, x) -> list[int]:
+        """Accumulators by exact arithmetic."""
+        return [sum(int(self.values[code]) * int(value)
+                    for code, value in zip(codes, x, strict=True)) for codes in self.codes]
 
     def outputs(self, config, x, *, s: int, relu: int) -> list[int]:
         """Raw activations by exact arithmetic."""
         found = []
-        for row in range(self.rows):
-            acc = sum(int(self.values[code]) * int(value)
-                      for code, value in zip(self.codes[row], x, strict=True))
+        for row, acc in enumerate(self.sums(x)):
             exact = (Fraction(acc, 1 << config.shift_base + config.bias_guard + s)
                      + Fraction(int(self.bias[row]), 1 << config.bias_guard))
             y = math.floor(exact + Fraction(1, 2))
@@ -76,15 +92,40 @@ def contents(config, layers) -> dict[str, list[int]]:
     """Memory contents of a PE for layers one after the other."""
     spmat, ptr, bias, codebook = [], [], [], [0] * config.codebook_depth
     for layer in layers:
+        layer.start = len(spmat)
+        layer.first_ptr = len(ptr)
         for words in layer.columns:
             start = len(spmat) if words else 0
             ptr.append(start | min(3, len(words)) << config.spmat_addr_bits)
             spmat += words
         bias += [unsigned(int(value), config.bias_bits) for value in layer.bias]
+        if config.direct_weights:
+            continue
         base = layer.book << config.code_bits
         codebook[base:base + (1 << layer.code_bits)] = [
             unsigned(int(value), config.weight_bits) for value in layer.values]
-    return {"spmat": spmat, "ptr": ptr, "bias": bias, "codebook": codebook}
+    return {"spmat": spmat, "ptr": ptr if config.pointers else [], "bias": bias,
+            "codebook": codebook}
+
+
+def opening(config, layer, kind: Kind = Kind.SCAN, acc: int = 0, **fields: int) -> dict:
+    """The message before the columns of a layer."""
+    route = {"code_sel": layer.code_bits - config.min_code_bits}
+    if not config.direct_weights:
+        route |= {"codebook": layer.book}
+    if config.recurrent:
+        route |= {"acc": acc}
+    if not config.pointers:
+        fields |= {"spmat": layer.start}
+    return scan_message(kind, rows=1, rem=config.n_pes, **fields, **route)
+
+
+def column(config, layer, number: int, values) -> dict:
+    """The message of a column of a layer."""
+    values = [int(value) for value in values]
+    if config.pointers:
+        return act_message(layer.first_ptr + number, *values)
+    return {"kind": Kind.ACT, "args": {"act": {"values": values}}}
 
 
 class Driver:
@@ -173,7 +214,7 @@ def test_layers_equal_plain_arithmetic(queue_depth, gaps, load):
                 await driver.drain()
                 items = await driver.scan(1, rows=layer.rows, act=act, dense=1)
                 expected = layer.outputs(config, x, s=s, relu=relu)
-                assert [item["value"] for item in items] == expected
+                assert [item["values"] for item in items] == [[value] for value in expected]
                 # PE 1 is absent in a last row of one activation.
                 assert [item["nonzero"] for item in items] == [1] * (layer.rows - 1) + [0]
                 base_ptr, base_bias = base_ptr + columns, base_bias + layer.rows
@@ -219,7 +260,7 @@ def trace(dut, messages: dict, cycles: int, watch, reset_at=None) -> list:
 def test_latency_from_broadcast_to_accumulator():
     dut = ProcessingElement(SMALL, **tiny([1]))
     seen = trace(dut, {2: act_message(0, -7)}, 22, lambda ctx: (
-        signed(plain(ctx.get(dut.accumulate.words[0])), SMALL.acc_bits), ctx.get(dut.busy)))
+        signed(plain(ctx.get(dut.accumulates[0].words[0])), SMALL.acc_bits), ctx.get(dut.busy)))
     written = 2 + TO_ACCUMULATOR
     assert TO_ACCUMULATOR == 13
     # The relay takes a cycle, and so does the register of `busy`.
@@ -263,7 +304,7 @@ def final_accumulators(dut, messages) -> list:
             ctx.set(dut.i.valid, int(message is not None))
             ctx.set(dut.i.payload, message or act_message(0, 99))
             await ctx.tick()
-        found.extend(ctx.get(dut.accumulate.words[row]) for row in range(SMALL.acc_depth))
+        found.extend(ctx.get(dut.accumulates[0].words[row]) for row in range(SMALL.acc_depth))
 
     simulate(dut, testbench)
     return found
@@ -272,7 +313,7 @@ def final_accumulators(dut, messages) -> list:
 def test_write_back_latency_and_busy():
     dut = ProcessingElement(SMALL, bias=[4 * 33])
     seen = trace(dut, {3: write_message(act=6, rows=1)}, 20, lambda ctx: (
-        ctx.get(dut.act_memory.words[6])["value"], ctx.get(dut.busy)))
+        ctx.get(dut.act_memory.words[6])[0]["value"], ctx.get(dut.busy)))
     # Relay, then the result; the register of `busy` on one side, on the other that in front of the
     # activation memory, whose word is seen a cycle after it is written.
     last_busy = 3 + 1 + WRITE_BACK_LATENCY + 1
@@ -308,10 +349,212 @@ def test_saturations_and_almost_full_are_reported():
 def test_reset_drops_columns_but_memories_keep_their_words():
     dut = ProcessingElement(SMALL, **tiny([3, 1]))
     seen = trace(dut, {0: act_message(0, 1), 1: act_message(1, 1), 20: act_message(1, 5)}, 36,
-                 lambda ctx: (ctx.get(dut.busy), plain(ctx.get(dut.accumulate.words[0]))),
+                 lambda ctx: (ctx.get(dut.busy), plain(ctx.get(dut.accumulates[0].words[0]))),
                  reset_at=7)
     assert [cycle for cycle, (busy, _) in enumerate(seen) if busy] == [
         *range(2, 8), *range(22, 20 + TO_ACCUMULATOR + 1)]
+
+
+KINDS = {
+    "two channels": SMALL.with_(channels=2),
+    "five channels": SMALL.with_(channels=5),
+    "direct weights": SMALL.with_(entry_bits=12, code_bits=9, min_code_bits=8, weight_bits=12,
+                                  direct_weights=True),
+    "no pointers": SMALL.with_(pointers=False),
+    "as in ESE": recurrent(entry_bits=16, code_bits=12, min_code_bits=12, weight_bits=12,
+                           channels=3, direct_weights=True, pointers=False),
+}
+
+
+@pytest.mark.parametrize("gaps", [0.0, 0.5])
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_engines_of_every_kind(config, gaps):
+    """Two matrices after each other, by all channels at once; nothing cleared between."""
+    config = config.with_(spmat_depth=600, act_depth=60)
+    layers = [Layer(config, columns=18, rows=12, density=0.3, code_bits=config.code_bits, book=1,
+                    seed=3),
+              Layer(config, columns=25, rows=9, density=0.1, code_bits=config.min_code_bits,
+                    book=0, seed=4)]
+    dut = ProcessingElement(config, **contents(config, layers))
+    rng = np.random.default_rng(6)
+
+    async def testbench(ctx):
+        driver = Driver(ctx, dut, config)
+        base_bias = 0
+        for vector in range(2):
+            base_bias = 0
+            for number, layer in enumerate(layers):
+                x = rng.integers(-32768, 32768, (len(layer.columns), config.channels))
+                x *= rng.random(x.shape) < 0.5
+                acc = 3 * vector if config.recurrent and layer.rows <= 9 else 0
+                await driver.tick(opening(config, layer, Kind.SCAN, acc, act=0))
+                while not ctx.get(dut.o.valid):
+                    await driver.tick()
+                await driver.tick(take=True)
+                for j, values in enumerate(x):
+                    if config.pointers and not values.any():
+                        continue
+                    while driver.stalled() or rng.random() < gaps:
+                        await driver.tick()
+                    await driver.tick(column(config, layer, j, values))
+                await driver.drain()
+                s, relu = int(rng.integers(2, 8)), (vector + number) % 2
+                write = {"acc": acc} if config.recurrent else {}
+                await driver.tick(write_message(act=20, rows=layer.rows, bias=base_bias, shift=s,
+                                                relu=relu, **write))
+                await driver.drain()
+                items = await driver.scan(config.n_pes, rows=layer.rows, act=20)
+                expected = np.transpose([layer.outputs(config, x[:, c], s=s, relu=relu)
+                                         for c in range(config.channels)])
+                assert [item["values"] for item in items] == expected.tolist()
+                assert [item["nonzero"] for item in items] == expected.any(axis=1).tolist()
+                base_bias += layer.rows
+
+    simulate(dut, testbench)
+
+
+class Cells:
+    """Matrices of two recurrent layers on one PE; each with accumulators of its own."""
+
+    def __init__(self, config, gates: int, seed: int):
+        self.config, self.gates = config, gates
+        rows = 3 * gates
+        self.layers = [
+            Layer(config, columns=15, rows=rows, density=0.3, code_bits=config.code_bits, book=k,
+                  seed=seed + k) for k in range(2)]
+        self.memory = contents(config, self.layers)
+        self.acc = [2, 20]
+
+    def columns(self, rng, number: int) -> tuple[list[dict], np.ndarray]:
+        """Messages of a whole matrix, and its activations."""
+        config, layer = self.config, self.layers[number]
+        x = rng.integers(-3000, 3000, (len(layer.columns), config.channels))
+        x[rng.random(len(x)) < 0.3] = 0
+        kind = Kind.FEED if number else Kind.SCAN
+        messages = [opening(config, layer, kind, self.acc[number], act=0)]
+        messages += [column(config, layer, j, values) for j, values in enumerate(x)
+                     if values.any() or not config.pointers]
+        return messages, x
+
+
+@pytest.mark.parametrize("gates", [4, 1])
+@pytest.mark.parametrize("config", [
+    recurrent(), recurrent(channels=2), recurrent(pointers=False),
+    recurrent(pointers=False, channels=3, direct_weights=True, entry_bits=12, code_bits=8,
+              min_code_bits=8)],
+    ids=["pointers", "channels", "no pointers", "all"])
+@pytest.mark.parametrize("seed", range(3))
+def test_draining_beside_another_matrix(config, gates, seed):
+    """Tokens at random times; entries of the other matrix fill the cycles between."""
+    config = config.with_(spmat_depth=400, acc_depth=40, bias_depth=40, n_pes=5)
+    cells = Cells(config, gates, seed)
+    dut = ProcessingElement(config, **cells.memory)
+    rng = np.random.default_rng(seed)
+    units, rounds = 3, 6
+    found, expected = [], []
+
+    async def testbench(ctx):
+        driver = Driver(ctx, dut, config)
+        ctx.set(dut.id, 3)
+
+        async def tick(message=None, token=False):
+            ctx.set(dut.i_token, int(token))
+            if ctx.get(dut.gate.valid):
+                found.append(plain(ctx.get(dut.gate.values)))
+            await driver.tick(message, take=True)
+
+        messages, x = cells.columns(rng, 0)
+        for message in messages:
+            while driver.stalled():
+                await tick()
+            await tick(message)
+        for number in range(1, rounds):
+            layer = cells.layers[(number - 1) % 2]
+            s, relu = int(rng.integers(2, 6)), int(gates == 1 and rng.integers(2))
+            bias = 0 if number % 2 else layer.rows
+            while driver.stalled():
+                await tick()
+            await tick(write_message(Kind.CELL, acc=cells.acc[(number - 1) % 2], bias=bias,
+                                     gates=gates - 1, shift=s, relu=relu, rows=units))
+            expected.extend(np.transpose([layer.outputs(config, x[:, c], s=s, relu=relu)
+                                          for c in range(config.channels)]).tolist())
+            # The next matrix starts behind the fence, and goes on while this one is drained.
+            waiting, x = cells.columns(rng, number % 2)
+            tokens, since, asked = units, 99, 0
+            while waiting or tokens or since < 20:
+                message = None
+                if waiting and not driver.stalled() and rng.random() < 0.8:
+                    message = waiting.pop(0)
+                fenced = asked < 3 or ctx.get(dut.fence)
+                token = tokens > 0 and not fenced and since >= 4 and rng.random() < 0.4
+                await tick(message, token)
+                tokens, since, asked = tokens - token, 1 if token else since + 1, asked + 1
+        # The last matrix stays in its accumulators, and those drained are zero.
+        await driver.drain()
+        for c, accumulate in enumerate(dut.accumulates):
+            words = [signed(plain(ctx.get(accumulate.words[row])), config.acc_bits)
+                     for row in range(config.acc_depth)]
+            at, layer = cells.acc[(rounds - 1) % 2], cells.layers[(rounds - 1) % 2]
+            left = [0] * config.acc_depth
+            left[at:at + layer.rows] = layer.sums(x[:, c])
+            assert words == left
+
+    simulate(dut, testbench)
+    assert found == expected
+
+
+@pytest.mark.parametrize("pointers", [True, False])
+@pytest.mark.parametrize("lengths", [[1], [2], [3], [7, 1], [1, 1, 1], [12], []])
+def test_fence_falls_when_all_before_it_is_accumulated(lengths, pointers):
+    config = recurrent(pointers=pointers)
+    memory = tiny(lengths)
+    if not pointers:
+        words = [word & 255 for word in memory["spmat"]]
+        for end in np.cumsum(lengths, dtype=int):
+            words[end - 1] |= 256
+        memory = {"spmat": words, "codebook": [0, 3]}
+    dut = ProcessingElement(config, **memory)
+    columns = [act_message(k, 2) if pointers else
+               {"kind": Kind.ACT, "args": {"act": {"values": [2]}}} for k in range(len(lengths))]
+    messages = dict(enumerate([scan_message(rows=1, rem=3, code_sel=2), *columns,
+                               write_message(Kind.CELL, rows=1)]))
+    total = [6 * sum(length > row for length in lengths) for row in range(12)]
+    fence, complete = [], []
+
+    async def testbench(ctx):
+        ctx.set(dut.o.ready, 1)
+        for cycle in range(60):
+            ctx.set(dut.i.valid, int(cycle in messages))
+            ctx.set(dut.i.payload, messages.get(cycle, act_message(0, 99) if pointers else {}))
+            if ctx.get(dut.fence):
+                fence.append(cycle)
+            if [plain(ctx.get(dut.accumulates[0].words[row])) for row in range(12)] == total:
+                complete.append(cycle)
+            await ctx.tick()
+
+    simulate(dut, testbench)
+    # From the register behind the relay on, without a gap.
+    begin = 1 + len(lengths) + 2
+    assert fence == list(range(begin, fence[-1] + 1))
+    # It falls with the last sum, no earlier and no later.
+    if lengths:
+        assert complete[0] == fence[-1] + 1
+
+
+def test_tokens_go_on_to_the_next_pe():
+    config = recurrent()
+    dut = ProcessingElement(config)
+    passed = []
+
+    async def testbench(ctx):
+        for cycle in range(20):
+            ctx.set(dut.i_token, int(cycle in (3, 7, 8)))
+            if ctx.get(dut.o_token):
+                passed.append(cycle)
+            await ctx.tick()
+
+    simulate(dut, testbench)
+    assert passed == [4, 8, 9]
 
 
 def test_constructor_errors():
