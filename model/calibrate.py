@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from openese.model.elementwise import SHIFT_MAX, unit_frac
+from openese.model.ese_file import one_way
 from openese.model.formats import QFormat
 from openese.model.network import (
     CompressedBidirectional,
@@ -67,7 +68,7 @@ def calibrate(network: CompressedNetwork, inputs: ArrayLike, *, headroom: float 
     if not (np.isfinite(headroom) and headroom > 0):
         raise ValueError(f"headroom must be finite and above 0, not {headroom!r}")
     x = _vectors(network, inputs)
-    names = ["input", *(layer.name for layer in _one_way(network))]
+    names = ["input", *(layer.name for layer in one_way(network))]
     largest = np.zeros((len(names), 2))
     for batch in _batches(network, x):
         for index, tensors in enumerate(_activations(network, batch)):
@@ -134,7 +135,7 @@ def count_clipped(network: CompressedNetwork, inputs: ArrayLike) -> dict[str, in
     """
     x = _vectors(network, inputs)
     formats = [[("input", network.in_frac)]]
-    for layer in _one_way(network):
+    for layer in one_way(network):
         tensors = [(layer.name if _free(layer) else None, layer.out_frac)]
         if isinstance(layer, CompressedRecurrent):
             tensors.append((f"{layer.name} (cell)", layer.cell_frac))
@@ -184,15 +185,8 @@ def _batches(network: CompressedNetwork, x: NDArray) -> list[NDArray]:
     return [x[:, start:start + size] for start in range(0, x.shape[1], size)]
 
 
-def _one_way(network: CompressedNetwork) -> list[CompressedLinear | CompressedRecurrent]:
-    """The layers, of bidirectional ones both."""
-    return [way for layer in network.layers
-            for way in ((layer.ahead, layer.back) if isinstance(layer, CompressedBidirectional)
-                        else (layer,))]
-
-
 def _activations(network: CompressedNetwork, x: NDArray) -> Iterator[list[NDArray[np.float64]]]:
-    """The input, and of every layer (`_one_way`) the outputs and an LSTM's cell states."""
+    """The input, and of every layer (`one_way`) the outputs and an LSTM's cell states."""
     x = np.asarray(x, dtype=np.float64)
     yield [x]
     # States that grow beyond all bounds are found by the caller.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from openese.model.balance import Balance
 from openese.model.calibrate import calibrate
+from openese.model.ese_file import one_way
 from openese.model.extract import ChainLayer, UnsupportedModuleError, extract_chain
 from openese.model.linear_weights import LinearWeights
 from openese.model.matrix import CompressedMatrix, FixedMatrix
@@ -411,11 +412,8 @@ def load_into(module: nn.Module, compressed: CompressedNetwork | CompressedModel
         arrays = compressed.state_dict()
     else:
         arrays = {}
-        for layer in compressed.layers:
-            ways = ((layer.ahead, layer.back) if isinstance(layer, CompressedBidirectional)
-                    else (layer,))
-            for way in ways:
-                arrays |= _parameters(module, way)
+        for layer in one_way(compressed):
+            arrays |= _parameters(module, layer)
     state = module.state_dict()
     have, want = set(state), set(arrays)
     if isinstance(compressed, CompressedNetwork):

@@ -21,19 +21,28 @@ from numpy.typing import NDArray
 
 from openese.model import gaps, huffman
 from openese.model.matrix import CompressedMatrix, FixedMatrix, SharedColumns, SparseColumns
-from openese.model.network import CompressedLinear, CompressedNetwork
+from openese.model.network import (
+    CELL_GATES,
+    CompressedBidirectional,
+    CompressedLayer,
+    CompressedLinear,
+    CompressedNetwork,
+    CompressedRecurrent,
+)
 from openese.model.state import DTYPES, CompressedModel, CompressedTensor, DenseTensor
 
 __all__ = ["ArrayCoding", "EseFileError", "MatrixCoding", "code_array", "code_bias", "code_matrix",
-           "from_bytes", "layer_bytes", "load", "repeated", "save", "tensor_bytes", "to_bytes"]
+           "from_bytes", "layer_bytes", "load", "one_way", "repeated", "save", "tensor_bytes",
+           "to_bytes"]
 
 MAGIC = b"OESE"
 VERSION = 1
 # Magic, version, length of the file in 32 bits; at the end the CRC-32 of all before it.
 PREFIX, SUFFIX = 9, 4
 
-# Kinds of records. Linear layers make a network, tensors a model; a file holds one of the two.
-LINEAR, SHARED, FIXED, DENSE, SAME = range(5)
+# Kinds of records. Layers make a network, tensors a model; a file holds one of the two.
+LINEAR, SHARED, FIXED, DENSE, SAME, RECURRENT, BIDIRECTIONAL = range(7)
+LAYERS = {LINEAR, RECURRENT, BIDIRECTIONAL}
 
 # What a file may ask for, whatever its own size. EIE's 64 PEs hold 2**23 entries.
 MAX_ENTRIES = 1 << 24
@@ -51,6 +60,9 @@ RELU, BIAS, MINUS_ZERO, BY_COLUMN, LINKED = 1, 2, 4, 8, 16
 ANY_BIAS, BIAS_PLANES = 16, 0b1000
 # In the width of any matrix's gaps: the walk leaves out rows and columns without weights.
 SQUEEZED = 32
+# In the first byte of a recurrent layer: the number of its cell, and what it has.
+CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+CELL, HAS_BIAS, HAS_PEEPHOLE, HAS_PROJECTION = 3, 4, 8, 16
 
 
 class EseFileError(ValueError):
@@ -169,26 +181,46 @@ def tensor_bytes(network: CompressedNetwork | CompressedModel) -> list[dict]:
 
 def _network_tensor_bytes(network: CompressedNetwork) -> list[dict]:
     rows = []
-    for layer in network.layers:
-        weight, bias = layer_bytes(layer)
-        rows.append({"name": f"{layer.name}.weight", "original_bytes": 4 * layer.rows * layer.cols,
-                     "bytes": weight})
-        if layer.bias is not None:
-            rows.append({"name": f"{layer.name}.bias", "original_bytes": 4 * layer.out_features,
-                         "bytes": bias})
+    for layer in one_way(network):
+        for name, size in layer_bytes(layer).items():
+            if name == "weight":
+                original = 4 * layer.rows * layer.cols
+            elif name.startswith("weight"):
+                original = 4 * layer.matrices[name].rows * layer.matrices[name].cols
+            else:
+                original = 4 * getattr(layer, name).size
+            rows.append({"name": f"{layer.name}.{name}", "original_bytes": original, "bytes": size})
     return rows
 
 
-def layer_bytes(layer: CompressedLinear) -> tuple[int, int]:
-    """Bytes of weight and bias of a layer: all of its record but names and sizes."""
-    matrix = code_matrix(layer)
-    if layer.bias is None:
-        return matrix.bytes, 0
-    bias = code_bias(layer.bias)
-    head = 0 if bias.planes == BIAS_PLANES else len(bias.head)
-    # The bits of both share a byte, which is counted as the weight's.
-    streams = math.ceil((matrix.bits + len(bias.stream)) / 8) - math.ceil(matrix.bits / 8)
-    return matrix.bytes, head + len(bias.raw) + streams
+def one_way(network: CompressedNetwork) -> list[CompressedLinear | CompressedRecurrent]:
+    """The layers of a network, of bidirectional ones the layers of both directions."""
+    return [way for layer in network.layers
+            for way in ((layer.ahead, layer.back) if isinstance(layer, CompressedBidirectional)
+                        else (layer,))]
+
+
+def layer_bytes(layer: CompressedLinear | CompressedRecurrent) -> dict[str, int]:
+    """Bytes of every tensor of a layer: all of its record but names, sizes and choices.
+
+    Keys are ``weight`` and ``bias``; of a recurrent layer ``weight_ih``, ``weight_hh``,
+    ``weight_hr``, ``bias`` and ``peephole``. What a layer does not have is left out.
+    """
+    if isinstance(layer, CompressedLinear):
+        matrix = code_matrix(layer)
+        parts = [("weight", len(matrix.raw), matrix.bits)]
+        if layer.bias is not None:
+            bias = code_bias(layer.bias)
+            head = 0 if bias.planes == BIAS_PLANES else len(bias.head)
+            parts.append(("bias", head + len(bias.raw), len(bias.stream)))
+    else:
+        parts = [(part.name, len(part.raw), len(part.stream)) for part in _recurrent_parts(layer)]
+    sizes, bits = {}, 0
+    for name, raw, stream in parts:
+        # A byte that two streams share is counted as the first one's.
+        sizes[name] = raw + math.ceil((bits + stream) / 8) - math.ceil(bits / 8)
+        bits += stream
+    return sizes
 
 
 def _model_tensor_bytes(model: CompressedModel) -> list[dict]:
@@ -462,6 +494,70 @@ def _linear_body(layer: CompressedLinear) -> bytes:
         _varint(layer.nnz), _signed(out_frac), coding.raw, bias_bytes, streams.tobytes()))
 
 
+def _matrix_numbers(matrix: SparseColumns, coding: MatrixCoding) -> bytes:
+    """What a reader needs before the streams of a matrix, besides its head."""
+    if isinstance(matrix, FixedMatrix):
+        return bytes((matrix.bits, coding.low_bits)) + _signed(matrix.frac)
+    return coding.raw
+
+
+def _matrix_kind(matrix: SparseColumns) -> int:
+    return FIXED if isinstance(matrix, FixedMatrix) else SHARED
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A tensor of a recurrent layer: what says how it is coded, what is stored, and its streams."""
+
+    name: str
+    head: bytes
+    raw: bytes
+    stream: bitarray
+
+
+def _recurrent_parts(layer: CompressedRecurrent) -> list[_Part]:
+    parts = []
+    for name, matrix in layer.matrices.items():
+        coding = code_matrix(matrix)
+        head = bytes((_matrix_kind(matrix), _matrix_flags(matrix, coding), _width_byte(coding)))
+        parts.append(_Part(name, head + _varint(matrix.nnz), _matrix_numbers(matrix, coding),
+                           coding.gap_stream + coding.code_stream))
+    for name in ("bias", "peephole"):
+        if getattr(layer, name) is not None:
+            array = code_array(getattr(layer, name))
+            parts.append(_Part(name, array.head, array.raw, array.stream))
+    return parts
+
+
+def _recurrent_body(layer: CompressedRecurrent) -> bytes:
+    what = f"layer {layer.name!r}"
+    cell = CELLS.index(layer.cell)
+    cell |= HAS_BIAS if layer.bias is not None else 0
+    cell |= HAS_PEEPHOLE if layer.peephole is not None else 0
+    cell |= HAS_PROJECTION if layer.w_hr is not None else 0
+    sizes = [layer.input_size, layer.hidden_size]
+    sizes += [] if layer.w_hr is None else [layer.out_features]
+    fracs = [_signed(_integer(getattr(layer, name), -128, 127, f"{what}: {name}"))
+             for name in ("out_frac", "cell_frac")]
+    parts = _recurrent_parts(layer)
+    streams = bitarray()
+    for part in parts:
+        streams += part.stream
+    return b"".join((bytes((cell,)), *map(_varint, sizes), *fracs,
+                     *(part.head + part.raw for part in parts), streams.tobytes()))
+
+
+def _layer_record(layer: CompressedLayer) -> tuple[int, str, bytes]:
+    """Kind, name and body of the record of a layer."""
+    if isinstance(layer, CompressedLinear):
+        return LINEAR, layer.name, _linear_body(layer)
+    if isinstance(layer, CompressedRecurrent):
+        return RECURRENT, layer.name, _recurrent_body(layer)
+    ahead, back = _recurrent_body(layer.ahead), _recurrent_body(layer.back)
+    return BIDIRECTIONAL, layer.name, b"".join((
+        _text(layer.back.name, "the layer name"), _varint(len(ahead)), ahead, back))
+
+
 def _tensor_record(tensor: CompressedTensor | DenseTensor) -> tuple[int, bytes]:
     """Kind and body of the record of a tensor."""
     what = f"tensor {tensor.name!r}"
@@ -477,18 +573,16 @@ def _tensor_record(tensor: CompressedTensor | DenseTensor) -> tuple[int, bytes]:
     coding = code_matrix(matrix)
     head = bytes((_matrix_flags(matrix, coding), _width_byte(coding))) + shape + _varint(matrix.nnz)
     streams = (coding.gap_stream + coding.code_stream).tobytes()
-    if isinstance(matrix, FixedMatrix):
-        numbers = bytes((matrix.bits, coding.low_bits)) + _signed(matrix.frac)
-        return FIXED, head + numbers + streams
-    return SHARED, head + coding.raw + streams
+    return _matrix_kind(matrix), head + _matrix_numbers(matrix, coding) + streams
 
 
 def _records(network: CompressedNetwork | CompressedModel) -> list[tuple[int, str, bytes]]:
     """Kind, name and body of every record."""
     if isinstance(network, CompressedNetwork):
-        _check_sizes((layer.in_features, layer.out_features, layer.nnz)
-                     for layer in network.layers)
-        return [(LINEAR, layer.name, _linear_body(layer)) for layer in network.layers]
+        _check_sizes((matrix.cols, matrix.rows, matrix.nnz) for layer in one_way(network)
+                     for matrix in ((layer,) if isinstance(layer, CompressedLinear)
+                                    else layer.matrices.values()))
+        return [_layer_record(layer) for layer in network.layers]
     _check_sizes(map(_tensor_size, network.tensors))
     records, seen = [], {}
     for number, tensor in enumerate(network.tensors):
@@ -608,9 +702,9 @@ def _read_file(reader: _Reader) -> CompressedNetwork | CompressedModel:
         items.append(_READERS[kind](body, name, sizes, items))
     if reader.rest():
         raise ValueError("bytes follow the last layer")
-    if kinds <= {LINEAR}:
+    if kinds <= LAYERS:
         return CompressedNetwork(items, in_frac, act_bits, meta)
-    if LINEAR in kinds or act_bits or in_frac:
+    if kinds & LAYERS or act_bits or in_frac:
         raise ValueError("it is neither a network nor a model but a mixture")
     return CompressedModel(items, meta)
 
@@ -647,10 +741,9 @@ class _Head:
     def code_bits(self) -> int:
         return (self.flags >> 5) + 1
 
-    def read_gaps(self, bits: bitarray) -> tuple["_Walk", int]:
+    def read_gaps(self, bits: bitarray, pos: int) -> tuple["_Walk", int]:
         """The walk of the matrix, and the position behind the streams of its gaps."""
         columns = rows = None
-        pos = 0
         if self.width_byte & SQUEEZED:
             columns, pos = gaps.decode_used(bits, pos, self.columns)
             rows, pos = gaps.decode_used(bits, pos, self.rows)
@@ -700,11 +793,47 @@ def _check_end(bits: bitarray, pos: int, what: str) -> None:
         raise ValueError(f"{what}: something follows its last stream")
 
 
-def _read_shared_streams(head: _Head, bits: bitarray) -> tuple[tuple, int]:
-    """Column pointers, rows and codes, and the position behind their streams."""
-    walk, pos = head.read_gaps(bits)
-    code, pos = gaps.decode_codes(bits, pos, walk.gap, head.code_bits, bool(head.flags & LINKED))
-    return walk.by_columns(code), pos
+class _MatrixReader:
+    """Reads a matrix in two steps: what stands before the streams, then the streams."""
+
+    def __init__(self, reader: _Reader, head: _Head, kind: int) -> None:
+        self._head, self._kind = head, kind
+        if kind == FIXED:
+            self._bits, self._low_bits = reader.take(2)
+            self._frac = reader.signed()
+            if not self._low_bits < self._bits <= 16:
+                raise ValueError(f"{head.what}: weights of {self._bits} bits cannot have "
+                                 f"{self._low_bits} low ones")
+        else:
+            self.codebook = head.codebook(reader)
+
+    def read_streams(self, bits: bitarray, pos: int) -> tuple[tuple, int]:
+        """Column pointers, rows and entries, and the position behind their streams."""
+        head = self._head
+        walk, pos = head.read_gaps(bits, pos)
+        if self._kind == FIXED:
+            entry, pos = gaps.decode_fixed(bits, pos, head.nnz, self._bits, self._low_bits)
+            return walk.by_columns(entry - (1 << (self._bits - 1))), pos
+        code, pos = gaps.decode_codes(bits, pos, walk.gap, head.code_bits,
+                                      bool(head.flags & LINKED))
+        return walk.by_columns(code), pos
+
+    def read_matrix(self, bits: bitarray, pos: int) -> tuple[CompressedMatrix | FixedMatrix, int]:
+        """The matrix and the position behind its streams."""
+        columns, pos = self.read_streams(bits, pos)
+        size = self._head.rows, self._head.columns
+        if self._kind == FIXED:
+            return FixedMatrix(*size, *columns, self._bits, self._frac), pos
+        return CompressedMatrix(*size, *columns, self.codebook), pos
+
+
+# The flags that a matrix may have where it is no layer.
+MATRIX_FLAGS = {SHARED: 0xE0 | MINUS_ZERO | BY_COLUMN | LINKED, FIXED: BY_COLUMN}
+
+
+def _check_flags(what: str, flags: int, kind: int) -> None:
+    if flags & ~MATRIX_FLAGS[kind]:
+        raise ValueError(f"{what}: has the unknown flags {flags & ~MATRIX_FLAGS[kind]}")
 
 
 def _read_linear(reader: _Reader, name: str, sizes: list, _: list) -> CompressedLinear:
@@ -717,18 +846,67 @@ def _read_linear(reader: _Reader, name: str, sizes: list, _: list) -> Compressed
         raise ValueError(f"{what}: describes a bias that it does not have")
     head = _Head(what, flags, width & ~ANY_BIAS, columns, rows, nnz)
     head.check(sizes)
-    codebook = head.codebook(reader)
+    matrix = _MatrixReader(reader, head, SHARED)
     if has_bias:
         array = _ArrayReader(what, reader, rows, 4, None if any_bias else BIAS_PLANES)
     bits = _bits(reader)
-    matrix, pos = _read_shared_streams(head, bits)
+    entries, pos = matrix.read_streams(bits, 0)
     bias = None
     if has_bias:
-        data, pos = array.read_streams(bits, pos)
-        bias = data.view("<f4").astype(np.float32)
+        bias, pos = array.read_floats(bits, pos)
     _check_end(bits, pos, what)
-    return CompressedLinear(name, columns, rows, *matrix, codebook, bias,
+    return CompressedLinear(name, columns, rows, *entries, matrix.codebook, bias,
                             relu=bool(flags & RELU), out_frac=out_frac)
+
+
+def _read_recurrent(reader: _Reader, name: str, sizes: list, _: list) -> CompressedRecurrent:
+    what = f"layer {name!r}"
+    cell = reader.take(1)[0]
+    if cell >> 5:
+        raise ValueError(f"{what}: has the unknown flags {cell >> 5 << 5}")
+    columns, units = reader.varint(MAX_FEATURES), reader.varint(MAX_FEATURES)
+    outputs = reader.varint(MAX_FEATURES) if cell & HAS_PROJECTION else units
+    out_frac, cell_frac = reader.signed(), reader.signed()
+    kind = CELLS[cell & CELL]
+    gates, slots = CELL_GATES[kind], 4 if kind == "gru" else CELL_GATES[kind]
+    shapes = [(gates * units, columns), (gates * units, outputs)]
+    shapes += [(outputs, units)] if cell & HAS_PROJECTION else []
+    readers = [_read_part_head(reader, what, shape, sizes) for shape in shapes]
+    bias = _ArrayReader(what, reader, slots * units, 4, None) if cell & HAS_BIAS else None
+    peephole = _ArrayReader(what, reader, 3 * units, 4, None) if cell & HAS_PEEPHOLE else None
+    bits, pos, matrices = _bits(reader), 0, []
+    for part in readers:
+        matrix, pos = part.read_matrix(bits, pos)
+        matrices.append(matrix)
+    if bias is not None:
+        bias, pos = bias.read_floats(bits, pos)
+    if peephole is not None:
+        peephole, pos = peephole.read_floats(bits, pos)
+        peephole = peephole.reshape(3, units)
+    _check_end(bits, pos, what)
+    w_hr = matrices[2] if cell & HAS_PROJECTION else None
+    return CompressedRecurrent(name, kind, columns, units, matrices[0], matrices[1], w_hr, bias,
+                               peephole, out_frac, cell_frac)
+
+
+def _read_part_head(reader: _Reader, what: str, shape: tuple[int, int], sizes: list
+                    ) -> _MatrixReader:
+    rows, columns = shape
+    kind, flags, width = reader.take(3)
+    if kind not in MATRIX_FLAGS:
+        raise ValueError(f"{what}: has a matrix of the unknown kind {kind}")
+    _check_flags(what, flags, kind)
+    head = _Head(what, flags, width, columns, rows, reader.varint(rows * columns))
+    head.check(sizes)
+    return _MatrixReader(reader, head, kind)
+
+
+def _read_bidirectional(reader: _Reader, name: str, sizes: list, items: list
+                        ) -> CompressedBidirectional:
+    back = reader.text()
+    body = _Reader(reader.take(reader.varint()))
+    return CompressedBidirectional(_read_recurrent(body, name, sizes, items),
+                                   _read_recurrent(reader, back, sizes, items))
 
 
 def _read_shape(reader: _Reader, what: str) -> tuple[int, ...]:
@@ -738,45 +916,29 @@ def _read_shape(reader: _Reader, what: str) -> tuple[int, ...]:
     return tuple(reader.varint() for _ in range(dimensions))
 
 
-def _read_matrix_head(reader: _Reader, what: str, sizes: list, allowed: int
-                      ) -> tuple[_Head, tuple[int, ...]]:
+def _read_matrix(reader: _Reader, name: str, sizes: list, kind: int) -> CompressedTensor:
+    what = f"tensor {name!r}"
     flags, width = reader.take(2)
-    if flags & ~allowed:
-        raise ValueError(f"{what}: has the unknown flags {flags & ~allowed}")
+    _check_flags(what, flags, kind)
     shape = _read_shape(reader, what)
     rows, columns = (shape[0], prod(shape[1:])) if shape else (0, 0)
     if max(rows, columns) > MAX_FEATURES:
         raise ValueError(f"{what}: a matrix of {rows} x {columns} is too large")
     head = _Head(what, flags, width, columns, rows, reader.varint(rows * columns))
     head.check(sizes)
-    return head, shape
+    parts = _MatrixReader(reader, head, kind)
+    bits = _bits(reader)
+    matrix, pos = parts.read_matrix(bits, 0)
+    _check_end(bits, pos, what)
+    return CompressedTensor(name, shape, matrix)
 
 
 def _read_shared(reader: _Reader, name: str, sizes: list, _: list) -> CompressedTensor:
-    what = f"tensor {name!r}"
-    head, shape = _read_matrix_head(reader, what, sizes, 0xE0 | MINUS_ZERO | BY_COLUMN | LINKED)
-    codebook = head.codebook(reader)
-    bits = _bits(reader)
-    matrix, pos = _read_shared_streams(head, bits)
-    _check_end(bits, pos, what)
-    return CompressedTensor(name, shape,
-                            CompressedMatrix(head.rows, head.columns, *matrix, codebook))
+    return _read_matrix(reader, name, sizes, SHARED)
 
 
 def _read_fixed(reader: _Reader, name: str, sizes: list, _: list) -> CompressedTensor:
-    what = f"tensor {name!r}"
-    head, shape = _read_matrix_head(reader, what, sizes, BY_COLUMN)
-    width, low_bits = reader.take(2)
-    frac = reader.signed()
-    if not low_bits < width <= 16:
-        raise ValueError(f"{what}: weights of {width} bits cannot have {low_bits} low ones")
-    bits = _bits(reader)
-    walk, pos = head.read_gaps(bits)
-    entry, pos = gaps.decode_fixed(bits, pos, head.nnz, width, low_bits)
-    _check_end(bits, pos, what)
-    matrix = walk.by_columns(entry - (1 << (width - 1)))
-    return CompressedTensor(name, shape,
-                            FixedMatrix(head.rows, head.columns, *matrix, width, frac))
+    return _read_matrix(reader, name, sizes, FIXED)
 
 
 def _read_dense(reader: _Reader, name: str, sizes: list, _: list) -> DenseTensor:
@@ -798,7 +960,8 @@ def _read_dense(reader: _Reader, name: str, sizes: list, _: list) -> DenseTensor
 
 def _read_same(reader: _Reader, name: str, sizes: list, items: list) -> object:
     number = reader.varint()
-    if reader.rest() or number >= len(items) or isinstance(items[number], CompressedLinear):
+    if (reader.rest() or number >= len(items)
+            or not isinstance(items[number], CompressedTensor | DenseTensor)):
         raise ValueError(f"tensor {name!r}: repeats a tensor that does not come before it")
     sizes.append(_tensor_size(items[number]))
     _check_sizes(sizes)
@@ -837,6 +1000,11 @@ class _ArrayReader:
                 data[:, plane], pos = self._symbols(bits, pos, 255)
         return data.reshape(-1), pos
 
+    def read_floats(self, bits: bitarray, pos: int) -> tuple[NDArray[np.float32], int]:
+        """The array of single precision, and the position behind the streams."""
+        data, pos = self.read_streams(bits, pos)
+        return data.view("<f4").astype(np.float32), pos
+
     def _symbols(self, bits: bitarray, pos: int, largest: int) -> tuple[NDArray[np.int64], int]:
         symbols, pos = huffman.decode(bits, pos, max_symbol=largest, max_repeats=self._count)
         if len(symbols) != self._count:
@@ -845,4 +1013,4 @@ class _ArrayReader:
 
 
 _READERS = {LINEAR: _read_linear, SHARED: _read_shared, FIXED: _read_fixed, DENSE: _read_dense,
-            SAME: _read_same}
+            SAME: _read_same, RECURRENT: _read_recurrent, BIDIRECTIONAL: _read_bidirectional}

@@ -1,14 +1,21 @@
 """The papers' compression table of a network or model, from the bytes its file really takes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from openese.model import gaps
-from openese.model.ese_file import code_array, code_matrix, layer_bytes, repeated, to_bytes
+from openese.model.ese_file import (
+    code_array,
+    code_matrix,
+    layer_bytes,
+    one_way,
+    repeated,
+    to_bytes,
+)
 from openese.model.matrix import SharedColumns, SparseColumns
-from openese.model.network import CompressedNetwork
+from openese.model.network import CompressedLinear, CompressedNetwork
 from openese.model.state import CompressedModel, DenseTensor
 
 __all__ = ["format_report", "network_report"]
@@ -55,9 +62,11 @@ class _Sums:
 def network_report(network: CompressedNetwork | CompressedModel) -> dict:
     """Sizes of every layer or tensor and of the whole, as in Deep Compression's tables.
 
-    Returns a dict with the following keys for the whole, and the same for each layer of a network
-    or tensor of a model in the list ``rows``, there with ``name``, ``shape`` (of a layer outputs,
-    inputs) and ``stored`` (``"shared"``, ``"fixed"``, ``"dense"`` or ``"repeated"``) as well.
+    Returns a dict with the following keys for the whole, and the same for each linear layer of a
+    network, tensor of its recurrent layers (``NAME.weight_ih`` and so on, ``NAME.bias``,
+    ``NAME.peephole``) or tensor of a model in the list ``rows``, there with ``name``, ``shape`` (of
+    a layer outputs, inputs) and ``stored`` (``"shared"``, ``"fixed"``, ``"dense"`` or
+    ``"repeated"``) as well.
 
     ============================================  ==================================================
     ``weights``, ``nnz``, ``density``             all weights, those kept, and their ratio; a
@@ -98,12 +107,32 @@ def network_report(network: CompressedNetwork | CompressedModel) -> dict:
 
 
 def _measure_network(network: CompressedNetwork) -> Iterator[tuple]:
-    for layer in network.layers:
-        sums = _measure_matrix(layer)
-        if layer.bias is not None:
-            sums += _Sums(dense=layer.rows, original_bytes=4 * layer.rows,
-                          pq_bits=32 * layer.rows, bytes=layer_bytes(layer)[1])
-        yield "shared", layer.name, (layer.rows, layer.cols), sums
+    for layer in one_way(network):
+        sizes = layer_bytes(layer)
+        if isinstance(layer, CompressedLinear):
+            sums = _measure_matrix(layer)
+            if layer.bias is not None:
+                sums += _measure_floats(layer.bias, sizes["bias"])
+            yield "shared", layer.name, (layer.rows, layer.cols), sums
+            continue
+        for name, size in sizes.items():
+            matrix = layer.matrices.get(name)
+            if matrix is None:
+                values = getattr(layer, name)
+                stored, shape, sums = "dense", values.shape, _measure_floats(values, size)
+            else:
+                stored, shape = _stored(matrix), (matrix.rows, matrix.cols)
+                sums = replace(_measure_matrix(matrix), bytes=size)
+            yield stored, f"{layer.name}.{name}", shape, sums
+
+
+def _stored(matrix: SparseColumns) -> str:
+    return "shared" if isinstance(matrix, SharedColumns) else "fixed"
+
+
+def _measure_floats(values: np.ndarray, size: int) -> _Sums:
+    return _Sums(dense=values.size, original_bytes=values.nbytes, pq_bits=8 * values.nbytes,
+                 bytes=size)
 
 
 def _measure_model(model: CompressedModel) -> Iterator[tuple]:
@@ -111,13 +140,11 @@ def _measure_model(model: CompressedModel) -> Iterator[tuple]:
         if repeats:
             yield "repeated", tensor.name, tensor.shape, _Sums()
         elif isinstance(tensor, DenseTensor):
-            size = tensor.values.nbytes
-            yield "dense", tensor.name, tensor.shape, _Sums(
-                dense=tensor.values.size, original_bytes=size, pq_bits=8 * size,
-                bytes=code_array(tensor.values).bytes)
+            yield "dense", tensor.name, tensor.shape, _measure_floats(
+                tensor.values, code_array(tensor.values).bytes)
         else:
-            stored = "shared" if isinstance(tensor.matrix, SharedColumns) else "fixed"
-            yield stored, tensor.name, tensor.shape, _measure_matrix(tensor.matrix)
+            matrix = tensor.matrix
+            yield _stored(matrix), tensor.name, tensor.shape, _measure_matrix(matrix)
 
 
 def _measure_matrix(matrix: SparseColumns) -> _Sums:

@@ -21,7 +21,13 @@ from hypothesis import strategies as st
 from openese.model import ese_file, gaps, huffman
 from openese.model.ese_file import EseFileError, from_bytes, load, save, tensor_bytes, to_bytes
 from openese.model.matrix import CompressedMatrix, FixedMatrix
-from openese.model.network import CompressedLinear, CompressedNetwork
+from openese.model.network import (
+    CELL_GATES,
+    CompressedBidirectional,
+    CompressedLinear,
+    CompressedNetwork,
+    CompressedRecurrent,
+)
 from openese.model.state import DTYPES, CompressedModel, CompressedTensor, DenseTensor
 
 DOCS = Path(__file__).parents[2] / "docs" / "ese-format.md"
@@ -111,6 +117,71 @@ names = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @st.composite
+def matrices(draw, rows, columns):
+    size = rows * columns
+    if draw(st.booleans()):
+        bits = draw(st.integers(2, 16))
+        raw = st.just(0) | st.integers(-(1 << bits - 1), (1 << bits - 1) - 1)
+        values = draw(st.lists(raw, min_size=size, max_size=size))
+        return FixedMatrix.from_raw(np.reshape(values, (rows, columns)), bits,
+                                    draw(st.integers(-100, 127)))
+    bits = draw(st.integers(1, 8))
+    code = st.just(0) | st.integers(0, (1 << bits) - 1)
+    codes = draw(st.lists(code, min_size=size, max_size=size))
+    values = draw(st.lists(float32, min_size=1, max_size=15))
+    codebook = [draw(st.sampled_from([0.0, -0.0])), *np.resize(values, (1 << bits) - 1)]
+    return CompressedMatrix.from_codes(np.reshape(codes, (rows, columns)), codebook)
+
+
+def floats(shape):
+    size = math.prod(shape)
+    return st.none() | st.lists(float32, min_size=size, max_size=size).map(
+        lambda values: np.array(values, dtype=np.float32).reshape(shape))
+
+
+@st.composite
+def recurrent_layers(draw, columns, out_frac):
+    cell = draw(st.sampled_from(list(CELL_GATES)))
+    units = draw(st.integers(1, 3))
+    outputs = draw(st.integers(1, units)) if cell == "lstm" else units
+    rows, slots = CELL_GATES[cell] * units, 4 if cell == "gru" else CELL_GATES[cell]
+    return CompressedRecurrent(
+        draw(names), cell, columns, units, draw(matrices(rows, columns)),
+        draw(matrices(rows, outputs)), draw(matrices(outputs, units)) if outputs < units else None,
+        draw(floats((slots * units,))), draw(floats((3, units))) if cell == "lstm" else None,
+        out_frac, draw(st.integers(-128, 127)))
+
+
+@st.composite
+def recurrent_networks(draw):
+    layers, columns = [], draw(st.integers(1, 4))
+    for _ in range(draw(st.integers(1, 3))):
+        out_frac = draw(st.integers(-128, 127))
+        made = draw(recurrent_layers(columns, out_frac))
+        kind = draw(st.integers(0, 3))
+        if kind == 0:
+            codes = draw(st.lists(st.integers(0, 15), min_size=2 * columns, max_size=2 * columns))
+            made = layer(np.reshape(codes, (2, columns)), bias=draw(st.none() | st.just([1.0, 2])))
+        elif kind == 1:
+            made = CompressedBidirectional(made, draw(recurrent_layers(columns, out_frac)))
+        layers.append(made)
+        columns = made.out_features
+    return network(*layers, act_bits=draw(st.integers(0, 255)), meta={"note": draw(names)})
+
+
+@settings(deadline=None, max_examples=100)
+@given(recurrent_networks())
+def test_any_recurrent_network_comes_back_bit_for_bit(net):
+    data = to_bytes(net)
+    assert_same(net, from_bytes(data))
+    assert_same(net, stranger_read(data))
+    assert to_bytes(from_bytes(data)) == data
+    rows = tensor_bytes(net)
+    assert sum(row["bytes"] for row in rows) == len(data)
+    assert min(row["bytes"] for row in rows) >= 0
+
+
+@st.composite
 def dense_tensors(draw, name):
     dtype = draw(st.sampled_from(DTYPES))
     shape = draw(st.lists(st.integers(0, 4), max_size=3))
@@ -129,21 +200,7 @@ def dense_tensors(draw, name):
 def compressed_tensors(draw, name):
     shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     rows, columns = shape[0], math.prod(shape[1:])
-    size = rows * columns
-    if draw(st.booleans()):
-        bits = draw(st.integers(2, 16))
-        raw = st.just(0) | st.integers(-(1 << bits - 1), (1 << bits - 1) - 1)
-        values = draw(st.lists(raw, min_size=size, max_size=size))
-        matrix = FixedMatrix.from_raw(np.reshape(values, (rows, columns)), bits,
-                                      draw(st.integers(-100, 127)))
-    else:
-        bits = draw(st.integers(1, 8))
-        code = st.just(0) | st.integers(0, (1 << bits) - 1)
-        codes = draw(st.lists(code, min_size=size, max_size=size))
-        values = draw(st.lists(float32, min_size=1, max_size=15))
-        codebook = [draw(st.sampled_from([0.0, -0.0])), *np.resize(values, (1 << bits) - 1)]
-        matrix = CompressedMatrix.from_codes(np.reshape(codes, (rows, columns)), codebook)
-    return CompressedTensor(name, shape, matrix)
+    return CompressedTensor(name, shape, draw(matrices(rows, columns)))
 
 
 @st.composite
@@ -312,6 +369,17 @@ def test_a_repeated_tensor_is_stored_once():
     assert again["b"].values[0, 0] == values[0, 0]
 
 
+def test_a_recurrent_layer_costs_little_more_than_its_tensors():
+    """Each matrix with choices of its own, and no alignment between their streams."""
+    lstm = recurrent_example().layers[1]
+    parts = [ese_file.code_matrix(m) for m in lstm.matrices.values()]
+    parts += [ese_file.code_array(lstm.bias), ese_file.code_array(lstm.peephole)]
+    alone = sum(part.bytes for part in parts)
+    total = sum(ese_file.layer_bytes(lstm).values())
+    assert len(parts) - 1 <= len(to_bytes(network(lstm))) - total < 60
+    assert alone - len(parts) < total <= alone + 6
+
+
 def test_planes_of_bytes_that_say_nothing_take_nothing():
     half = rng.normal(size=5000).astype(np.float16).astype(np.float32)
     whole = rng.normal(size=5000).astype(np.float32)
@@ -392,7 +460,26 @@ def model_example():
         DenseTensor("tied", np.int64(70_000))])
 
 
-@pytest.mark.parametrize("make", [example, model_example])
+def recurrent_example():
+    """A network with a layer of every kind, and a matrix of both."""
+    rng = np.random.default_rng(9)
+
+    def shared(rows, columns):
+        codes = np.where(rng.random((rows, columns)) < 0.5, rng.integers(1, 4, (rows, columns)), 0)
+        return CompressedMatrix.from_codes(codes, [0, 0.5, -0.25, 1])
+
+    def fixed(rows, columns):
+        return FixedMatrix.from_raw(rng.integers(-7, 8, (rows, columns)), 4, 2)
+
+    gru = CompressedRecurrent("a.l0", "gru", 2, 2, shared(6, 2), fixed(6, 2), None,
+                              rng.normal(size=8))
+    back = dataclasses.replace(gru, name="a.l0_reverse", w_ih=fixed(6, 2))
+    lstm = CompressedRecurrent("b", "lstm", 4, 3, fixed(12, 4), fixed(12, 1), shared(1, 3),
+                               rng.normal(size=12), np.ones((3, 3)), 13, 11)
+    return network(CompressedBidirectional(gru, back), lstm, layer([[1], [2]]))
+
+
+@pytest.mark.parametrize("make", [example, model_example, recurrent_example])
 def test_every_truncation_is_noticed(make):
     data = to_bytes(make())
     for length in range(len(data)):
@@ -400,7 +487,7 @@ def test_every_truncation_is_noticed(make):
             from_bytes(data[:length], "net.ese")
 
 
-@pytest.mark.parametrize("make", [example, model_example])
+@pytest.mark.parametrize("make", [example, model_example, recurrent_example])
 def test_every_flipped_bit_is_noticed(make):
     data = to_bytes(make())
     for bit in range(8 * len(data)):
@@ -447,7 +534,8 @@ def test_an_unknown_kind_of_layer_is_named():
 @settings(deadline=None, max_examples=600)
 @given(st.data())
 def test_malformed_contents_with_a_right_checksum_are_refused_or_read(data):
-    good = bytearray(to_bytes(data.draw(st.sampled_from([example, model_example]))()))
+    make = data.draw(st.sampled_from([example, model_example, recurrent_example]))
+    good = bytearray(to_bytes(make()))
     for _ in range(data.draw(st.integers(1, 4))):
         position = data.draw(st.integers(9, len(good) - 5))
         if data.draw(st.booleans()):
@@ -472,15 +560,61 @@ def body_of(columns, rows, nnz, streams=b"\xff" * 8, flags=0x60, width=0, values
     return bytes((flags, width)) + numbers + b"\0" + bytes(4 * values) + streams
 
 
-def crafted(*bodies, layers=None, meta=b""):
+def recurrent_body(cell, sizes, *heads, streams=b""):
+    """A recurrent layer without projection; heads are kind, flags, width, entries and numbers."""
+    numbers = b"".join(map(ese_file._varint, sizes)) + b"\0\0"
+    head = b"".join(bytes(h[:3]) + ese_file._varint(h[3]) + h[4] for h in heads)
+    return bytes((cell,)) + numbers + head + streams
+
+
+def shared_head(entries, kind=1, flags=0):
+    return kind, flags, 0, entries, bytes(4)
+
+
+def bidirectional_body(first, second):
+    return b"\1b" + ese_file._varint(len(first)) + first + second
+
+
+def crafted(*bodies, layers=None, meta=b"", kind=0):
     head = b"\x10\x18" + ese_file._varint(len(meta)) + meta
     head += ese_file._varint(len(bodies) if layers is None else layers)
     for body in bodies:
-        head += b"\0\1a" + ese_file._varint(len(body)) + body
+        head += bytes((kind,)) + b"\1a" + ese_file._varint(len(body)) + body
     return reseal(b"OESE\1" + bytes(4) + head + bytes(4))
 
 
+EMPTY = recurrent_body(0, (1, 1), shared_head(0), shared_head(0), streams=b"\xf0")
+WIDE = recurrent_body(0, (2, 1), shared_head(0), shared_head(0), streams=b"\xf0")
+
+
 @pytest.mark.parametrize(("data", "text"), [
+    (crafted(recurrent_body(32, (1, 1)), kind=5), "layer 'a': has the unknown flags 32"),
+    (crafted(recurrent_body(0, (1, 1), shared_head(0, 3)), kind=5),
+     "layer 'a': has a matrix of the unknown kind 3"),
+    (crafted(recurrent_body(0, (1, 1), shared_head(0, flags=1)), kind=5),
+     "layer 'a': has the unknown flags 1"),
+    (crafted(recurrent_body(0, (1, 1), (2, 0, 0, 0, b"\4\4\0")), kind=5),
+     "layer 'a': weights of 4 bits cannot have 4 low ones"),
+    (crafted(recurrent_body(0, (1, 1), shared_head(2)), kind=5), "the number 2 is above its limit"),
+    (crafted(recurrent_body(0, (1, 0), shared_head(0), shared_head(0), streams=b"\xf0"), kind=5),
+     "sizes must be 1 or more"),
+    (crafted(recurrent_body(3, (1 << 22, 1), shared_head(0)), kind=5),
+     "more than 4194304 inputs and outputs"),
+    (crafted(recurrent_body(7, (1, 1 << 20), shared_head(0)), kind=5),
+     "more than 4194304 inputs and outputs"),
+    (crafted(recurrent_body(3, (1 << 16, 1 << 18), shared_head(0)), kind=5), "is too large"),
+    (crafted(recurrent_body(7, (1, 1000), shared_head(0), shared_head(0), streams=b"\1\xff"),
+             kind=5), "a part is longer than what it lies in"),
+    (crafted(recurrent_body(8, (1, 1), shared_head(0), shared_head(0), streams=b"\0\0"
+                            + bytes(12) + b"\xf0"), kind=5), "layer 'a': peepholes need an LSTM"),
+    (crafted(b"\x10" + EMPTY[1:3] + b"\1" + EMPTY[3:-1] + bytes((1, 0, 0, 0)) + bytes(4) + b"\xfc",
+             kind=5), "layer 'a': a projection needs an LSTM"),
+    (crafted(EMPTY + b"\0", kind=5), "layer 'a': something follows its last stream"),
+    (crafted(EMPTY, WIDE, kind=5), "takes 2 inputs but layer 'a' gives 1"),
+    (crafted(bidirectional_body(EMPTY, WIDE), kind=6),
+     "layers 'a' and 'b': input_size must be equal in both directions"),
+    (crafted(bidirectional_body(EMPTY, b""), kind=6), "a part is longer than what it lies in"),
+    (crafted(bidirectional_body(EMPTY, EMPTY) + b"\0", kind=6), "'b': something follows its last"),
     (crafted(body_of(1 << 22, 1 << 22, 1)), "the number .* is above its limit|is too large"),
     (crafted(body_of(1 << 16, 1 << 15, 1 << 30)), "more than 16777216 stored weights"),
     (crafted(body_of(1 << 22, 1, 0)), "more than 4194304 inputs and outputs"),
@@ -728,6 +862,10 @@ def stranger_read(data):
                                                   else walk.reshape(shape))
         return whole
 
+    def fixed(bits, weight_bits, low_bits):
+        high = bits.stream()
+        return [(h << low_bits) + bits.read(low_bits) - 2**(weight_bits - 1) for h in high]
+
     def rest():
         return Bits(take(end - pos))
 
@@ -737,9 +875,58 @@ def stranger_read(data):
     act_bits, in_frac = varint(), signed()
     meta = json.loads(take(varint()) or "{}")
     items, bits = [], None
+
+    def recurrent(name):
+        cell = take(1)[0]
+        kind = ["rnn_tanh", "rnn_relu", "gru", "lstm"][cell & 3]
+        columns, units = varint(), varint()
+        outputs = varint() if cell & 16 else units
+        out_frac, cell_frac = signed(), signed()
+        rows = {"gru": 3, "lstm": 4}.get(kind, 1) * units
+        heads = []
+        for size in [(rows, columns), (rows, outputs), *([(outputs, units)] if cell & 16 else [])]:
+            what, flags, width = take(3)
+            count = varint()
+            numbers = (*take(2), signed()) if what == 2 else codebook(flags)
+            heads.append((what, flags, width, count, numbers, size))
+        shapes = [((rows + units if kind == "gru" else rows,), cell & 4), ((3, units), cell & 8)]
+        arrays = [(shape, array_head(math.prod(shape), 4)) for shape, there in shapes if there]
+        bits = rest()
+        found = []
+        for what, flags, width, count, numbers, size in heads:
+            live_columns = used(bits, size[1], width & 32)
+            live_rows = used(bits, size[0], width & 32)
+            where = walked(bits, width & 15)
+            assert len(where) == count
+            entries = (fixed(bits, *numbers[:2]) if what == 2
+                       else linked_codes(bits, flags, where))
+            whole = matrix(*size, flags, where, entries, live_rows, live_columns)
+            found.append(FixedMatrix.from_raw(whole, numbers[0], numbers[2]) if what == 2
+                         else CompressedMatrix.from_codes(whole, numbers))
+        values = [np.frombuffer(array(bits, 4, *head), "<f4").reshape(shape).copy()
+                  for shape, head in arrays]
+        assert len(bits.bits) < 8
+        assert not any(bits.bits)
+        return CompressedRecurrent(
+            name, kind, columns, units, found[0], found[1], found[2] if cell & 16 else None,
+            values[0] if cell & 4 else None, values[-1] if cell & 8 else None, out_frac, cell_frac)
+
     for _ in range(varint()):
         kind, name = take(1)[0], take(varint()).decode()
         end = varint() + pos
+        if kind == 5:
+            items.append(recurrent(name))
+            assert pos == end
+            continue
+        if kind == 6:
+            last, second = end, take(varint()).decode()
+            end = varint() + pos
+            ahead = recurrent(name)
+            assert pos == end
+            end = last
+            items.append(CompressedBidirectional(ahead, recurrent(second)))
+            assert pos == end
+            continue
         if kind == 4:
             items.append(dataclasses.replace(items[varint()], name=name))
             assert pos == end
@@ -771,8 +958,7 @@ def stranger_read(data):
             where = walked(bits, width & 15)
             assert len(where) == nnz
             if kind == 2:
-                high = bits.stream()
-                raw = [(h << low_bits) + bits.read(low_bits) - 2**(weight_bits - 1) for h in high]
+                raw = fixed(bits, weight_bits, low_bits)
                 whole = matrix(rows, columns, flags, where, raw, live_rows, live_columns)
                 items.append(CompressedTensor(name, shape,
                                               FixedMatrix.from_raw(whole, weight_bits, frac)))
@@ -791,7 +977,7 @@ def stranger_read(data):
         assert len(bits.bits) < 8
         assert not any(bits.bits)
     assert pos == len(data) - 4
-    if isinstance(items[0], CompressedLinear):
+    if not isinstance(items[0], CompressedTensor | DenseTensor):
         return CompressedNetwork(items, in_frac, act_bits, meta)
     assert (act_bits, in_frac) == (0, 0)
     return CompressedModel(items, meta)

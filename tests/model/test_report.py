@@ -5,8 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from openese.model.ese_file import code_matrix, layer_bytes, save
-from openese.model.network import CompressedLinear, CompressedNetwork
+from openese.model.ese_file import code_matrix, layer_bytes, save, to_bytes
+from openese.model.matrix import CompressedMatrix, FixedMatrix
+from openese.model.network import (
+    CompressedBidirectional,
+    CompressedLinear,
+    CompressedNetwork,
+    CompressedRecurrent,
+)
 from openese.model.report import format_report, network_report
 
 rng = np.random.default_rng(7)
@@ -55,7 +61,7 @@ def test_bits_with_huffman_are_those_of_the_file():
     coding = code_matrix(net.layers[0])
     assert row["huffman_code_bits"] == len(coding.code_stream) / row["nnz"]
     assert row["huffman_index_bits"] == len(coding.gap_stream) / row["nnz"]
-    assert row["bytes"] == sum(layer_bytes(net.layers[0]))
+    assert row["bytes"] == sum(layer_bytes(net.layers[0]).values())
     assert row["rate"] == row["original_bytes"] / row["bytes"]
 
 
@@ -119,3 +125,50 @@ def test_the_text_has_a_line_per_layer_and_the_true_rate():
     assert lines[5].startswith("total")
     assert f"file: {report['bytes']:,} bytes of 19,200, true rate {report['rate']:.1f}x" in lines[7]
     assert len({len(line) for line in lines[:4]}) == 1
+
+
+def recurrent():
+    def fixed(rows, columns):
+        return FixedMatrix.from_raw(sparse(rows, columns, 0.2).astype(int), 12, 9)
+
+    def shared(rows, columns):
+        return CompressedMatrix.from_codes(sparse(rows, columns, 0.2), np.linspace(0, 1, 16))
+
+    gru = CompressedRecurrent("rnn.l0", "gru", 9, 10, shared(30, 9), fixed(30, 10), None,
+                              rng.normal(size=40))
+    back = CompressedRecurrent("rnn.l0_reverse", "gru", 9, 10, shared(30, 9), fixed(30, 10))
+    lstm = CompressedRecurrent("lstm", "lstm", 20, 8, fixed(32, 20), fixed(32, 6), shared(6, 8),
+                               rng.normal(size=32), rng.normal(size=(3, 8)))
+    return CompressedNetwork([CompressedBidirectional(gru, back), lstm,
+                              layer(sparse(5, 6, 0.5), np.ones(5))], 8)
+
+
+def test_recurrent_networks_have_a_row_for_every_tensor():
+    net = recurrent()
+    report = network_report(net)
+    assert [(row["name"], row["stored"], row["shape"]) for row in report["rows"]] == [
+        ("rnn.l0.weight_ih", "shared", [30, 9]), ("rnn.l0.weight_hh", "fixed", [30, 10]),
+        ("rnn.l0.bias", "dense", [40]),
+        ("rnn.l0_reverse.weight_ih", "shared", [30, 9]),
+        ("rnn.l0_reverse.weight_hh", "fixed", [30, 10]),
+        ("lstm.weight_ih", "fixed", [32, 20]), ("lstm.weight_hh", "fixed", [32, 6]),
+        ("lstm.weight_hr", "shared", [6, 8]), ("lstm.bias", "dense", [32]),
+        ("lstm.peephole", "dense", [3, 8]), ("fc", "shared", [5, 6])]
+    rows = {row["name"]: row for row in report["rows"]}
+    matrix = net.layers[1].w_ih
+    assert rows["lstm.weight_ih"]["nnz"] == matrix.nnz
+    assert rows["lstm.weight_ih"]["code_bits"] == 12
+    assert rows["lstm.weight_ih"]["huffman_code_bits"] == pytest.approx(
+        len(code_matrix(matrix).code_stream) / matrix.nnz)
+    assert [row["bytes"] for row in report["rows"][5:10]] == list(
+        layer_bytes(net.layers[1]).values())
+    assert (rows["lstm.peephole"]["dense"], rows["lstm.peephole"]["original_bytes"]) == (24, 96)
+    weights = 2 * (270 + 300) + 640 + 192 + 48 + 30
+    assert (report["weights"], report["dense"]) == (weights, 40 + 32 + 24 + 5)
+    assert report["original_bytes"] == 4 * (weights + report["dense"])
+    assert report["bytes"] == len(to_bytes(net))
+    assert 60 < report["bytes"] - sum(row["bytes"] for row in report["rows"]) < 200
+    assert json.loads(json.dumps(report)) == report
+    lines = format_report(report).splitlines()
+    assert len(lines) == 11 + 7
+    assert lines[4].split()[:4] == ["rnn.l0.bias", "40", "40", "dense"]
