@@ -60,10 +60,10 @@ def test_reset_drops_messages_under_way():
 @pytest.mark.parametrize("n_pes", SIZES)
 def test_status_of_every_single_pe_arrives_after_fan_levels(n_pes):
     config = SMALL.with_(n_pes=n_pes)
-    # Walk one busy PE, one stalled PE, one fence and one saturating PE over all positions.
+    # Walk one busy PE, one stalled PE and so on over all positions.
     script = [{"busy": 1 << p, "stall": 1 << (n_pes - 1 - p), "fence": 1 << p,
-               f"saturated.{p}": 1} for p in range(n_pes)]
-    watch = ["any_busy", "any_stall", "any_fence", "saturations"]
+               "working": 1 << (p + 1) % n_pes, f"saturated.{p}": 1} for p in range(n_pes)]
+    watch = ["any_busy", "any_stall", "any_fence", "any_working", "saturations"]
     trace = play(StatusTree(config), script, watch, extra=5)
     one, none = dict.fromkeys(watch, 1), dict.fromkeys(watch, 0)
     levels = config.fan_levels
@@ -82,12 +82,12 @@ def test_status_counts_every_saturation(n_pes, channels):
         chosen[0] = channels
     script = [{f"saturated.{p}": int(row[p]) for p in range(n_pes)} for row in chosen]
     dut = StatusTree(config)
+    flags = ["any_busy", "any_stall", "any_fence", "any_working"]
     assert n_pes * channels < 1 << saturation_bits(config)
-    trace = play(dut, script, ["saturations", "any_busy", "any_stall", "any_fence"],
-                 extra=config.fan_levels)
+    trace = play(dut, script, [*flags, "saturations"], extra=config.fan_levels)
     counts = [step["saturations"] for step in trace[config.fan_levels:]]
     assert counts == chosen.sum(axis=1).tolist()
-    assert not any(step["any_busy"] or step["any_stall"] or step["any_fence"] for step in trace)
+    assert not any(step[flag] for step in trace for flag in flags)
 
 
 def test_constructor_errors():

@@ -1,5 +1,5 @@
 # amaranth: UnusedElaboratable=no
-"""Proves every host command: loads of all targets, registers, start and stop, and wrong words."""
+"""Proves every host command: loads, registers, start and stop, routines, and wrong words."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from openese.model import host
 from openese.model.host import HostOp, InputRegister, Register, Target
 from openese.model.program import instruction_bits
 
-from .helpers import SMALL, plain, simulate
+from .helpers import SMALL, plain, recurrent, simulate
 
 PER_PE = {Target.SPMAT: (Kind.LOAD_SPMAT, SMALL.spmat_word_bits),
           Target.PTR: (Kind.LOAD_PTR, SMALL.ptr_word_bits),
@@ -31,6 +31,12 @@ class Host:
     ----------
     loads, programs
         (kind, pe, addr, data) and (addr, data) of all writes, in order.
+    channels
+        Channel of each load, of recurrent engines.
+    calls
+        (cycle, address) of every routine called.
+    restarts
+        Cycles in which `restart` was high.
     answers
         Words answered.
     taken
@@ -43,6 +49,7 @@ class Host:
                  engine=lambda cycle: {}, extra: int = 6, reset_at=None, **arguments):
         self.loads, self.programs, self.answers = [], [], []
         self.taken, self.trace = [], []
+        self.channels, self.calls, self.restarts = [], [], []
         dut = HostInterface(config, **arguments)
         rng = np.random.default_rng(1)
         reset = Signal()
@@ -53,7 +60,8 @@ class Host:
             while len(self.taken) < len(words) or left:
                 more = len(self.taken) < len(words)
                 offering = more and (offering or rng.random() >= gaps)
-                signals = {"idle": 1, "computing": 0, "finished": 0, "saturations": 0}
+                signals = {"idle": 1, "computing": 0, "finished": 0, "exposed": 0,
+                           "saturations": 0}
                 for name, value in {**signals, **engine(cycle)}.items():
                     ctx.set(getattr(dut, name), value)
                 ctx.set(reset, int(cycle == reset_at))
@@ -67,6 +75,11 @@ class Host:
                     message = plain(ctx.get(dut.o_load.payload))
                     load = message["args"]["load"]
                     self.loads.append((message["kind"], load["pe"], load["addr"], load["data"]))
+                    self.channels.append(load.get("channel"))
+                if ctx.get(dut.call):
+                    self.calls.append((cycle, ctx.get(dut.call_addr)))
+                if ctx.get(dut.restart):
+                    self.restarts.append(cycle)
                 if ctx.get(dut.o_program.valid):
                     item = plain(ctx.get(dut.o_program.payload))
                     self.programs.append((item["addr"], item["data"]))
@@ -156,6 +169,88 @@ def test_load_of_the_input_registers():
     assert not any(step[3] for step in seen.trace)
 
 
+
+
+RECURRENT = recurrent(channels=3)
+STATES = {Target.ACT: (Kind.LOAD_ACT, 16), Target.CELL: (Kind.LOAD_CELL, 16),
+          Target.RESULT: (Kind.LOAD_RESULT, 16), Target.PEEPHOLE: (Kind.LOAD_PEEPHOLE, 48)}
+
+
+@pytest.mark.parametrize("gaps", [0.0, 0.6])
+@pytest.mark.parametrize("target", STATES)
+def test_load_of_states_and_peepholes(target, gaps):
+    kind, width = STATES[target]
+    rng = np.random.default_rng(target)
+    items = [int.from_bytes(rng.bytes(8), "little") & (1 << width) - 1 for _ in range(9)]
+    items[:2] = 0, (1 << width) - 1
+    words = concat(*(host.load(target, items[channel:], width, address=4 + channel, pe=2,
+                               channel=channel) for channel in (2, 0, 1)),
+                   host.read(Register.ERRORS))
+    seen = Host(words, RECURRENT, gaps=gaps)
+    expected = [(channel, (kind, 2, 4 + channel + k, item))
+                for channel in (2, 0, 1) for k, item in enumerate(items[channel:])]
+    assert list(zip(seen.channels, seen.loads, strict=True)) == expected
+    assert seen.answers == [0]
+    if not gaps:
+        assert seen.taken == list(range(len(words)))
+
+
+@pytest.mark.parametrize(("config", "known"), [
+    (recurrent(), {Target.ACT, Target.CELL, Target.PEEPHOLE}),
+    (recurrent(peephole_depth=0, channels=2), {Target.ACT, Target.CELL, Target.RESULT}),
+    (recurrent(peephole_depth=0), {Target.ACT, Target.CELL}),
+    (recurrent(channels=32), set(STATES))])
+def test_targets_are_those_of_the_memories_that_exist(config, known):
+    for target, (kind, width) in STATES.items():
+        words = concat(host.load(target, [5], width), host.read(Register.ERRORS))
+        seen = Host(words, config)
+        assert seen.answers == [int(target not in known)], target
+        assert [item[0] for item in seen.loads] == [kind] * (target in known)
+
+
+def test_a_channel_that_does_not_exist():
+    good = host.load(Target.BIAS, [9], 18, pe=1)
+    for config, wrong in ((RECURRENT, (3, 4, 255)), (SMALL, (1, 16)),
+                          (recurrent(channels=32), (32, 64))):
+        for channel in wrong:
+            for target in (Target.ACT, Target.SPMAT):
+                bad = host.load(target, [7, 8], 9, channel=channel)
+                seen = Host(concat(bad, good, host.read(Register.ERRORS)), config)
+                assert seen.answers == [1], channel
+                assert seen.loads == [(Kind.LOAD_BIAS, 1, 0, 9)], channel
+
+
+def test_loads_tell_the_sequencer_that_memories_have_changed():
+    loads = [host.load(Target.ACT, [1, 2], 16),
+             host.load(Target.PROGRAM, [4], instruction_bits(RECURRENT)),
+             host.load(Target.REGISTER, [3], 32), host.load(Target.BIAS, [], 18)]
+    seen = Host(concat(*loads, host.read(Register.MAGIC), host.start(), host.stop()), RECURRENT)
+    # In every cycle in which a word of an item is taken, and in no other.
+    begin, expected = 0, []
+    for load in loads:
+        expected += range(begin + 3, begin + len(load))
+        begin += len(load)
+    assert seen.restarts == [seen.taken[k] for k in expected]
+
+
+def test_call_runs_a_routine_once_when_the_engine_is_idle():
+    address = RECURRENT.program_depth - 1
+    words = concat(host.start(), host.call(address), host.read(Register.MAGIC), host.start())
+    seen = Host(words, RECURRENT, engine=lambda cycle: {"idle": int(cycle in (0, 20, 21))})
+    assert seen.calls == [(20, address)]
+    # It stops the engine as STOP does; the next command is looked at when the routine has begun.
+    assert [run for *_, run in seen.trace][:22] == [0, 1] + [0] * 20
+    assert seen.taken == [0, 1, 21, 24]
+    assert seen.last[3] == 1
+    assert seen.answers == [host.MAGIC]
+    # A load behind it waits for its end.
+    words = concat(host.call(2), host.load(Target.BIAS, [6], 18))
+    seen = Host(words, RECURRENT, engine=lambda cycle: {"idle": int(cycle == 5 or cycle >= 30)})
+    assert seen.calls == [(5, 2)]
+    assert seen.taken == [0, 6, 7, 8, 30]
+    assert seen.restarts == [30]
+
+
 @pytest.mark.parametrize("target", Target)
 def test_count_0_loads_nothing(target):
     words = concat(host.load(target, [], 32), host.load(Target.BIAS, [77], 18, address=3, pe=1))
@@ -204,12 +299,13 @@ def test_load_stops_a_running_engine():
 def test_read_of_every_register(stalls):
     def engine(cycle):
         return {"computing": int(cycle < 13 and cycle % 3 == 0), "finished": int(cycle in (2, 7)),
+                "exposed": int(cycle in (0, 3, 4, 9)),
                 "saturations": 5 if cycle in (1, 2, 12) else 0, "idle": 0}
 
     # An unknown command first; reading must work while the engine is not idle.
     words = concat(command(0), *([0] for _ in range(14)), *(host.read(r) for r in Register))
     seen = Host(words, engine=engine, stalls=stalls)
-    assert seen.answers == [0x0E5E0001, SMALL.signature, 5, 15, 2, 1]
+    assert seen.answers == [0x0E5E0001, SMALL.signature, 5, 15, 2, 1, 4]
 
 
 def test_counters_take_the_widest_count_every_cycle():
@@ -224,12 +320,14 @@ def test_counters_take_the_widest_count_every_cycle():
 def test_wrong_words_set_the_error_flag_and_the_stream_goes_on():
     assert errors([]) == 0
     good = host.load(Target.BIAS, [9], 18, pe=1)
-    for op in set(range(16)) - set(HostOp):
+    # An engine without an element-wise unit knows no routines, states or peepholes.
+    for op in {*range(16)} - {*HostOp} | {HostOp.CALL}:
         seen = Host(concat(command(op, 3, 2), good, host.read(Register.ERRORS)))
         assert seen.answers == [1], op
         assert seen.loads == [(Kind.LOAD_BIAS, 1, 0, 9)], op
         assert seen.last == (0, 0, 0, 0)
-    for target in set(range(16)) - set(Target):
+    for target in {*range(16)} - {*Target} | {
+            Target.ACT, Target.CELL, Target.RESULT, Target.PEEPHOLE}:
         wrong = [*command(HostOp.LOAD, target), 4, 3, 7, 8, 9]
         seen = Host(concat(wrong, good, host.read(Register.ERRORS)))
         assert seen.answers == [1], target

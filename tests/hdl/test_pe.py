@@ -281,6 +281,8 @@ def test_one_entry_per_cycle(lengths):
     messages = {k: act_message(k, 2) for k in range(len(lengths))}
     seen = trace(dut, messages, 60, lambda ctx: (ctx.get(dut.spmat_read.o.valid),
                                                  ctx.get(dut.busy)))
+    working = trace(dut, messages, 61, lambda ctx: ctx.get(dut.working))
+    assert working == [0] + [valid for valid, _ in seen]
     # Work is only missing where empty columns let the queue run dry.
     free, reads = 0, []
     for arrival, length in enumerate(lengths):
