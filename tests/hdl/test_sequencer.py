@@ -29,9 +29,9 @@ class Machine:
     Attributes
     ----------
     messages
-        (cycle, kind, fields) of all broadcasts.
+        (cycle, kind, fields) of all broadcasts, the fields of a route among those of its scan.
     outputs
-        (cycle, data, last).
+        (cycle, data, last); of several channels, data is a list.
     released, finished, computing, writing, idle
         Cycles in which these were high.
     """
@@ -72,6 +72,7 @@ class Machine:
                     message = plain(ctx.get(dut.o.payload))
                     kind = message["kind"]
                     fields = message["args"][kind.name.lower()]
+                    fields |= fields.pop("route", {})
                     self.messages.append((cycle, kind, fields))
                     if kind == Kind.SCAN:
                         assert items == [], "scan during a scan"
@@ -89,7 +90,8 @@ class Machine:
                 assert offered_out is None or beat == offered_out, "output withdrawn or changed"
                 offered_out = None if ctx.get(dut.o_act.ready) else beat
                 if beat is not None and ctx.get(dut.o_act.ready):
-                    self.outputs.append((cycle, beat["data"], beat["last"]))
+                    data = beat["data"] if config.channels > 1 else beat["data"][0]
+                    self.outputs.append((cycle, data, beat["last"]))
                 for name, port in (("released", dut.input_release), ("finished", dut.finished),
                                    ("computing", dut.computing), ("writing", dut.writing),
                                    ("idle", dut.idle)):
@@ -109,14 +111,20 @@ class Machine:
             lanes = range(scan["rem"] if row == scan["rows"] - 1 else config.n_pes)
             at = (scan["act"] + row) * config.n_pes
             found = [lane for lane in lanes if scan["dense"] or memory[at + lane]]
-            items += [{"value": memory[at + lane], "nonzero": 1, "last": int(lane == found[-1]),
-                       "lane": lane} for lane in found]
-            items += [] if found else [{"value": 0, "nonzero": 0, "last": 1, "lane": 0}]
+            items += [{"values": every(config, memory[at + lane]), "nonzero": 1,
+                       "last": int(lane == found[-1]), "lane": lane} for lane in found]
+            items += [] if found else [
+                {"values": every(config, 0), "nonzero": 0, "last": 1, "lane": 0}]
         return items
 
     def of(self, kind: Kind) -> list:
         """(cycle, fields) of the messages of a kind, but for the clearing after reset."""
         return [(cycle, fields) for cycle, k, fields in self.messages if k == kind and cycle]
+
+
+def every(config, value: int) -> list[int]:
+    """An activation of every channel, no two alike."""
+    return [value ^ c if value else 0 for c in range(config.channels)]
 
 
 MEMORY = [0, 5, -6, 0, 0, 0, 7, 0, 0, -32768, 1, 32767, 0, 0, -1] + [0] * 60  # 5 rows and zeros
@@ -171,7 +179,8 @@ def test_a_pass_cycle_by_cycle(work):
     for row in range(5):
         found = [lane for lane in range(N) if MEMORY[row * N + lane]]
         for lane in found:
-            expected.append((cycle, {"ptr": 7 + row * N + lane, "value": MEMORY[row * N + lane]}))
+            expected.append((cycle, {"ptr": 7 + row * N + lane,
+                                     "values": [MEMORY[row * N + lane]]}))
             cycle += 1
         cycle += not found
     assert machine.of(Kind.ACT)[:len(expected)] == expected
@@ -241,7 +250,7 @@ def test_random_stalls_change_nothing_but_time(rem, stalls, gaps, output_stalls)
     passes = len(machine.finished)
     assert passes >= 2
     expected = columns(5, 12, rem, 3, memory) + columns(13, 6, N, 40, memory)
-    sent = [(fields["ptr"], fields["value"]) for _, fields in machine.of(Kind.ACT)]
+    sent = [(fields["ptr"], *fields["values"]) for _, fields in machine.of(Kind.ACT)]
     assert sent[:passes * len(expected)] == expected * passes
     vector = memory[4 * N:4 * N + 6 * N + rem]
     assert [(value, last) for _, value, last in machine.outputs][:passes * len(vector)] == [
@@ -250,6 +259,40 @@ def test_random_stalls_change_nothing_but_time(rem, stalls, gaps, output_stalls)
     order = [Kind.SCAN, Kind.WRITE, Kind.SCAN, Kind.WRITE, Kind.SCAN]
     assert kinds[:5 * passes] == order * passes
     assert len(machine.released) in (passes, passes + 1)
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_channels_travel_together(channels):
+    config = SMALL.with_(channels=channels)
+    program = [encode(config, op=Op.SPMV, rows=5, rem=N, base=2),
+               encode(config, op=Op.OUTPUT, rows=5, rem=N, last=1)]
+    machine = Machine(program, 120, config=config, memory=MEMORY, stalls=0.2, output_stalls=0.2)
+    sent = [(fields["ptr"], fields["values"]) for _, fields in machine.of(Kind.ACT)]
+    found = [(2 + i, every(config, value)) for i, value in enumerate(MEMORY[:5 * N]) if value]
+    assert sent[:len(found)] == found
+    assert [data for _, data, _ in machine.outputs][:5 * N] == [
+        every(config, value) for value in MEMORY[:5 * N]]
+
+
+def test_without_pointers_every_activation_is_broadcast():
+    config = SMALL.with_(pointers=False)
+    program = [encode(config, op=Op.SPMV, rows=5, rem=2, spmat=77, code_sel=2),
+               encode(config, op=Op.OUTPUT, rows=1, rem=1, last=1)]
+    machine = Machine(program, 60, config=config, memory=MEMORY, stalls=0.2,
+                      run=lambda cycle: cycle < 10)
+    assert machine.of(Kind.SCAN)[0][1] == {"act": 0, "rows": 5, "rem": 2, "codebook": 0,
+                                           "code_sel": 2, "dense": 1, "spmat": 77}
+    assert [fields for _, fields in machine.of(Kind.ACT)] == [
+        {"values": [value]} for value in MEMORY[:4 * N + 2]]
+    assert [(data, last) for _, data, last in machine.outputs] == [(MEMORY[0], 1)]
+
+
+def test_direct_weights_have_no_codebook():
+    config = SMALL.with_(direct_weights=True)
+    program = [encode(config, op=Op.SPMV, rows=1, rem=2, code_sel=1, last=1)]
+    machine = Machine(program, 60, config=config, memory=MEMORY)
+    assert machine.of(Kind.SCAN)[0][1] == {"act": 0, "rows": 1, "rem": 2, "code_sel": 1,
+                                           "dense": 0}
 
 
 def test_waiting_for_input():
@@ -267,8 +310,9 @@ def test_waiting_for_input():
 def test_stop_while_waiting_for_input_returns_to_idle():
     machine = Machine(LAYER, 120, memory=MEMORY, full=lambda cycle: cycle >= 70,
                       run=lambda cycle: cycle < 40 or cycle >= 60)
-    # The state changes with the edge after cycle 40, in which waiting ended.
-    assert machine.idle == list(range(41, 60))
+    # The state changes with the edge after cycle 40, in which waiting ended; then the PEs are
+    # looked at, which may still be at work for the instructions before.
+    assert machine.idle == list(range(41 + SMALL.drain_wait, 60))
     assert machine.of(Kind.SCAN)[0][0] == 70
     assert machine.computing[0] == 70
 
@@ -277,7 +321,7 @@ def test_stop_finishes_the_pass():
     program = [spmv(from_input=1, rows=5, rem=N), write(rows=4), output(rows=1, rem=1, last=1)]
     machine = Machine(program, 100, memory=MEMORY, run=lambda cycle: cycle < FIRST + 2)
     assert len(machine.finished) == len(machine.outputs) == len(machine.released) == 1
-    assert machine.idle == list(range(machine.finished[0] + 1, 100))
+    assert machine.idle == list(range(machine.finished[0] + SMALL.drain_wait + 1, 100))
     # Started again, it begins with the first instruction.
     again = machine.finished[0] + 20
     machine = Machine(program, 130, memory=MEMORY,
