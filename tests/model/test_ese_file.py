@@ -723,11 +723,22 @@ def test_a_file_that_cannot_be_read(tmp_path):
 # -- the documentation ----------------------------------------------------------------------------
 
 
-def test_the_worked_example_of_the_documentation_is_what_the_code_writes():
-    text = DOCS.read_text(encoding="utf-8")
+def documented_lstm():
+    """The network of the second worked example."""
+    lstm = CompressedRecurrent(
+        "a", "lstm", 1, 2, FixedMatrix.from_raw([[3], [0], [-2], [0], [1], [0], [0], [2]], 4, 2),
+        CompressedMatrix.from_codes([[0], [1], [0], [0], [1], [1], [0], [0]], [0, 0.5]),
+        CompressedMatrix.from_codes([[1, 1]], [0, -1]), None, np.ones((3, 2)), 15, 13)
+    return network(lstm)
+
+
+@pytest.mark.parametrize(("number", "make"), [(0, example), (1, documented_lstm)])
+def test_the_worked_examples_of_the_documentation_are_what_the_code_writes(number, make):
+    start = "\n0000 "
+    text = start + DOCS.read_text(encoding="utf-8").split(start)[1 + number]
     dump = re.findall(r"^([0-9a-f]{4}) ((?: [0-9a-f]{2})+)", text, re.MULTILINE)
     data = bytes.fromhex("".join(part for _, part in dump))
-    assert data == to_bytes(example())
+    assert data == to_bytes(make())
     assert [int(offset, 16) for offset, _ in dump] == list(np.cumsum(
         [0, *(len(bytes.fromhex(part)) for _, part in dump[:-1])]))
 
