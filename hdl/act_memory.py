@@ -103,7 +103,8 @@ class ActMemory(wiring.Component):
                       & (load.pe == self.id)):
                 m.d.sync += [
                     write_en.eq(1 if config.channels == 1 else 1 << load.channel),
-                    write_addr.eq(load.addr), *(value.eq(load.data) for value in written)]
+                    write_addr.eq(load.addr), *(value.eq(load.data) for value in written),
+                    Assert(~(mine | self.i_result.valid), "a load met another write")]
         m.d.comb += [write.en.eq(write_en), write.addr.eq(write_addr)]
         for slot, value in zip(write.data, written, strict=True):
             m.d.comb += [slot.value.eq(value), slot.nonzero.eq(value != 0)]

@@ -167,8 +167,8 @@ class Cells(wiring.Component):
                     m.next = "SETTLE"
 
             # The last beat enters the tree to the activation memories, and PEs that have no unit in
-            # the last row give theirs.
-            with m.State("SETTLE"), m.If(~arriving):
+            # the last row give theirs; nobody else may use the output stream before it is empty.
+            with m.State("SETTLE"), m.If(~arriving & ~skid.o.valid):
                 m.next = "IDLE"
 
             with m.State("READ"):

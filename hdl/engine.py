@@ -145,14 +145,17 @@ class Engine(wiring.Component):
             wiring.connect(m, sequencer.o_act, wiring.flipped(self.o_act))
             m.d.comb += [host.saturations.eq(status.saturations), sequencer.cells_idle.eq(1)]
             beats = None
-        self._join_inputs(m, input_buffer, beats, spread, sequencer)
+        self._join_inputs(m, input_buffer, beats, spread, sequencer, host)
         return m
 
-    def _join_inputs(self, m, input_buffer, beats, spread, sequencer):
-        """Input vectors and results of cells share the way into the activation memories."""
+    def _join_inputs(self, m, input_buffer, beats, spread, sequencer, host):
+        """Input vectors, results of cells and loads share the write ports of the activations."""
+        # A load is one register longer on its way than a beat.
+        loaded = Signal()
+        m.d.sync += loaded.eq(host.o_load.valid)
         m.d.comb += [
             spread.i.valid.eq(input_buffer.o.valid), spread.i.payload.eq(input_buffer.o.payload),
-            input_buffer.hold.eq(sequencer.writing),
+            input_buffer.hold.eq(sequencer.writing | loaded),
         ]
         if beats is not None:
             with m.If(beats.valid):
