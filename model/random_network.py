@@ -201,8 +201,8 @@ def random_recurrent(seed: int, in_features: int, layers: Sequence[RandomLayer],
     return CompressedNetwork(made, in_frac, act_bits, {"seed": seed})
 
 
-def random_inputs(seed: int, network: CompressedNetwork, n: int | tuple[int, ...], density: float = 0.5, *,
-                  negative: bool = True) -> NDArray[np.int64]:
+def random_inputs(seed: int, network: CompressedNetwork, n: int | tuple[int, ...],
+                  density: float = 0.5, *, negative: bool = True) -> NDArray[np.int64]:
     """Raw inputs int64 ``(n, in_features)`` over the whole range, both ends included.
 
     With `n` a tuple, as ``(steps, channels)``, inputs have these dimensions before the last.

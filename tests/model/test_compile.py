@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openese.model import elementwise
 from openese.model.compile import FitError, compile_network, size_for
 from openese.model.config import PRESETS, EngineConfig
 from openese.model.network import CompressedLinear, CompressedNetwork
-from openese.model.program import Op
+from openese.model.program import Cell, Op
 from openese.model.quantise import ModelError, quantise
 from openese.model.random_network import random_inputs, random_network
 from openese.model.reference import run_reference
@@ -23,92 +24,242 @@ def signed(word, bits):
 
 
 class Machine:
-    """All memories of an engine loaded with an image; `run` makes one pass per vector."""
+    """All memories of an engine loaded with an image; `run` makes one pass per vector.
 
-    def __init__(self, image):
+    Nothing says when the element-wise unit works between the instruction that starts it and the
+    first one that must wait for it. `lazy` tries both ends: at once, or a unit whenever a column is
+    asked for and the rest when something waits. Likewise the first units of a linear layer or the
+    scan of a state may find accumulators that are still being drained, or not any more.
+    """
+
+    def __init__(self, image, lazy=False):
         config = image.config
-        self.image, self.config = image, config
+        self.image, self.config, self.lazy = image, config, lazy
         for words, depth in [*((w, config.spmat_depth) for w in image.spmat),
                              *((w, config.ptr_depth) for w in image.ptr),
                              *((w, config.bias_depth) for w in image.bias),
                              (image.codebook, config.codebook_depth),
-                             (image.program, config.program_depth)]:
+                             (image.program, config.program_depth),
+                             (image.peephole, config.peephole_depth)]:
             assert len(words) <= depth
-        self.act = [[0] * config.act_depth for _ in range(config.n_pes)]
-        self.acc = [[0] * config.acc_depth for _ in range(config.n_pes)]
-        self.saturations = self.entries = self.buffer = 0
+        self.act = np.zeros((config.n_pes, config.act_depth, config.channels), np.int64)
+        self.acc = np.zeros((config.n_pes, config.acc_depth, config.channels), np.int64)
+        self.state = np.zeros((config.state_depth, config.channels), np.int64)
+        self.result = np.zeros_like(self.state)
+        self.saturations = self.entries = self.passes = 0
+        self.first, self.prefetched = True, False
+        self.unit = None  # what the element-wise unit has still to do
+        self.fed = False  # whether that goes to an SPMV
+        self.outputs = []
 
-    def column(self, pe, pointer, value, book, k):
-        """One column in one PE; `book` is the codebook's first address, `k` its code width."""
+    def weight(self, code, fields, k):
+        if self.config.direct_weights:
+            return signed(code, k)
+        book = fields["codebook"] << self.config.code_bits
+        return signed(self.image.codebook[book + code], self.config.weight_bits)
+
+    def entry(self, pe, place, row, values, fields):
+        """Adds an entry; returns its row and its flag."""
+        config = self.config
+        entry = int(self.image.spmat[pe][place])
+        assert entry >> config.spmat_word_bits == 0
+        k = config.min_code_bits + fields["code_sel"]
+        row += 1 + (entry >> k & ((1 << (config.entry_bits - k)) - 1))
+        self.acc[pe][row] += values * self.weight(entry & ((1 << k) - 1), fields, k)
+        assert (np.abs(self.acc[pe][row]) < 1 << (config.acc_bits - 1)).all()
+        self.entries += 1
+        return row, entry >> config.entry_bits
+
+    def column(self, pe, pointer, values, fields, first_row):
+        """One column in one PE."""
         config = self.config
         word = int(self.image.ptr[pe, pointer])
         place, kind = word & ((1 << config.spmat_addr_bits) - 1), word >> config.spmat_addr_bits
         left = kind if kind < 3 else None
-        row = -1
+        row = first_row - 1
         while left != 0:
-            entry = int(self.image.spmat[pe][place])
-            assert entry >> config.spmat_word_bits == 0
-            code = entry & ((1 << k) - 1)
-            z = entry >> k & ((1 << (config.entry_bits - k)) - 1)
-            flag = entry >> config.entry_bits
-            row += 1 + z
-            self.acc[pe][row] += value * signed(self.image.codebook[book + code],
-                                                config.weight_bits)
-            assert abs(self.acc[pe][row]) < 1 << (config.acc_bits - 1)
-            place, self.entries = place + 1, self.entries + 1
+            row, flag = self.entry(pe, place, row, values, fields)
+            place += 1
             if left is not None:
                 left -= 1
             if flag:
                 assert left is None
                 left = 2
 
-    def run(self, vector):
-        image, config = self.image, self.config
-        source = image.in_base[self.buffer]
-        self.buffer ^= 1
-        for i, value in enumerate(vector):
-            self.act[i % config.n_pes][source + i // config.n_pes] = int(value)
-        output = None
-        for fields in image.instructions:
-            base, last_row = fields["act"], fields["rows"] - 1
-            if fields["op"] == Op.WRITE:
-                self.write(fields)
-                continue
-            if fields["op"] == Op.SPMV and fields["from_input"]:
-                base = source
-            elements = [
-                self.act[pe][base + row] for row in range(fields["rows"])
-                for pe in range(fields["rem"] if row == last_row else config.n_pes)]
-            if fields["op"] == Op.SPMV:
-                for j, value in enumerate(elements):
-                    for pe in range(config.n_pes if value else 0):
-                        self.column(pe, fields["base"] + j, value,
-                                    fields["codebook"] << config.code_bits,
-                                    config.min_code_bits + fields["code_sel"])
-            else:
-                output = elements
-        assert fields["last"] == 1
-        assert [f["last"] for f in image.instructions[:-1]] == [0] * (len(image.instructions) - 1)
-        return output
+    def columns(self, fields, elements):
+        """An SPMV with these activations."""
+        config = self.config
+        acc = fields.get("acc_odd" if self.passes % 2 else "acc", 0)
+        place = [fields.get("spmat")] * config.n_pes
+        for j, values in enumerate(elements):
+            for pe in range(config.n_pes):
+                if not config.pointers:
+                    row, flag = acc - 1, 0
+                    while not flag:
+                        row, flag = self.entry(pe, place[pe], row, values, fields)
+                        place[pe] += 1
+                elif values.any():
+                    self.column(pe, fields["base"] + j, values, fields, acc)
 
-    def write(self, fields):
+    def span(self, fields, base):
+        """PEs and rows of a region, in the order of its elements."""
+        for row in range(fields["rows"]):
+            last = row == fields["rows"] - 1
+            for pe in range(fields["rem"] if last else self.config.n_pes):
+                yield pe, base + row
+
+    def elements(self, fields, base):
+        # Copies: what is written later is not seen.
+        return [self.act[pe, row].copy() for pe, row in self.span(fields, base)]
+
+    def write_back(self, pe, row, bias, fields):
+        """Drains an accumulator; one value per channel."""
         config = self.config
         low, high = -(1 << (config.act_bits - 1)), (1 << (config.act_bits - 1)) - 1
-        for pe in range(config.n_pes):
+        total = self.acc[pe, row] >> (config.shift_base + fields["shift"])
+        total = total + signed(self.image.bias[pe, bias], config.bias_bits)
+        y = (total + (1 << (config.bias_guard - 1))) >> config.bias_guard
+        y = np.maximum(y, 0) if fields["relu"] else y
+        self.saturations += int(((y < low) | (y > high)).sum())
+        self.acc[pe, row] = 0
+        return np.clip(y, low, high)
+
+    def write(self, fields):
+        acc = fields.get("acc_odd" if self.passes % 2 else "acc", 0)
+        for pe in range(self.config.n_pes):
             for row in range(fields["rows"]):
-                total = self.acc[pe][row] >> (config.shift_base + fields["shift"])
-                total += signed(self.image.bias[pe, fields["base"] + row], config.bias_bits)
-                y = (total + (1 << (config.bias_guard - 1))) >> config.bias_guard
-                y = max(y, 0) if fields["relu"] else y
-                self.saturations += not low <= y <= high
-                self.act[pe][fields["act"] + row] = min(max(y, low), high)
-                self.acc[pe][row] = 0
+                self.act[pe, fields["act"] + row] = self.write_back(
+                    pe, acc + row, fields["base"] + row, fields)
+
+    def cell(self, fields, active):
+        """A CELL instruction, unit by unit; gives its results."""
+        bits, slots = self.config.act_bits, fields["gates"] + 1
+        acc = fields["acc_odd" if self.passes % 2 else "acc"]
+        for unit, (pe, row) in enumerate(self.span(fields, 0)):
+            gates = [self.write_back(pe, acc + row * slots + k, fields["base"] + row * slots + k,
+                                     fields) for k in range(slots)]
+            place = fields["state"] + unit
+            state, kept = self.state[place], self.state[place].copy()
+            if fields["cell"] == Cell.LSTM:
+                word = self.image.peephole[fields["peep"] + unit] if fields["peephole"] else 0
+                weights = [signed(word >> k * bits & ((1 << bits) - 1), bits) for k in range(3)]
+                h, new, clipped = elementwise.lstm_cell(
+                    np.array(gates), state, act_bits=bits, cell_shift=fields["cell_shift"],
+                    peephole=np.array(weights)[:, None] if fields["peephole"] else None,
+                    peep_shift=fields["peep_shift"])
+                self.saturations += int((clipped & active).sum())
+            elif fields["cell"] == Cell.GRU:
+                h = new = elementwise.gru_cell(np.array(gates), state, act_bits=bits)
+            else:
+                new = kept
+                h = elementwise.tanh(gates[0], bits) if fields["cell"] == Cell.TANH else gates[0]
+            self.state[place] = np.where(active, new, kept)
+            self.result[place] = h = np.where(active, h, self.result[place])
+            if fields["to_act"]:
+                self.act[pe, fields["act"] + row] = h
+            if fields["to_out"]:
+                self.outputs.append(h)
+            yield h
+        # A last row may have fewer units than PEs; the rest has only a bias of 0.
+        for pe in range(fields["rem"], self.config.n_pes):
+            for k in range(slots):
+                row = (fields["rows"] - 1) * slots + k
+                assert self.write_back(pe, acc + row, fields["base"] + row, fields) == 0
+
+    def wait(self):
+        """The element-wise unit finishes."""
+        assert not self.fed, "nothing takes what the element-wise unit gives"
+        for _ in self.unit or ():
+            pass
+        self.unit = None
+
+    def instruction(self, fields, source, active, more):
+        """`source`: address of the input, `more`: that of the next one, if it has arrived."""
+        field = {"first": 0, "prefetch": 0, "sync": 0, "feed": 0, **fields}
+        if fields["op"] in (Op.CELL, Op.STATE) or field["sync"]:
+            self.wait()
+        if field["first"] and not self.first:
+            return
+        base = fields["act"]
+        if fields["op"] == Op.SPMV and fields["from_input"]:
+            base = source
+            if field["prefetch"]:
+                if more is None:
+                    return
+                base, self.prefetched = more, True
+            elif self.prefetched:
+                self.prefetched = False
+                return
+        if fields["op"] == Op.SPMV:
+            if field["feed"]:
+                assert self.fed
+                self.fed = False
+                self.columns(fields, self.unit)
+                assert next(self.unit, None) is None
+                self.unit = None
+            else:
+                self.columns(fields, self.elements(fields, base))
+        elif fields["op"] == Op.WRITE:
+            self.write(fields)
+        elif fields["op"] == Op.OUTPUT:
+            self.outputs += self.elements(fields, base)
+        elif fields["op"] == Op.CELL:
+            self.unit, self.fed = self.cell(fields, active), bool(fields["to_feed"])
+            if not self.lazy:
+                self.unit = iter(list(self.unit))
+        else:
+            for place in range(fields["state"], fields["state"] + self.length(fields)):
+                self.outputs.append(self.state[place].copy())
+
+    def length(self, fields):
+        return (fields["rows"] - 1) * self.config.n_pes + fields["rem"]
+
+    def clear(self):
+        """What an engine does before a pass once memories have been loaded."""
+        self.wait()
+        self.acc[:] = 0
+        self.first, self.prefetched = True, False
+
+    def run(self, vectors, active=None, arrived=()):
+        """Outputs ``(n, channels, out_features)``; `arrived`: vectors that are never late."""
+        results = []
+        bases = self.image.in_base
+        for number, vector in enumerate(vectors):
+            for ahead in (number, number + 1):
+                if ahead < len(vectors):
+                    for i, values in enumerate(np.reshape(
+                            vectors[ahead], (self.config.channels, -1)).T):
+                        self.act[i % self.config.n_pes,
+                                 bases[ahead % 2] + i // self.config.n_pes] = values
+            more = bases[(number + 1) % 2] if number + 1 in arrived else None
+            mask = np.ones(self.config.channels, bool) if active is None else active[number]
+            for fields in self.image.instructions:
+                self.instruction(fields, bases[number % 2], mask, more)
+                if fields["last"]:
+                    break
+            self.passes += 1
+            self.first = False
+            results.append(np.array(self.outputs).T)
+            self.outputs = []
+        self.wait()
+        return np.array(results)
+
+    def dump(self):
+        """What the routine behind the program sends: ``(beats, channels)``."""
+        for fields in self.image.instructions[self.image.dump:]:
+            self.instruction(fields, None, None, None)
+        assert [f["last"] for f in self.image.instructions[self.image.dump:]].count(1) == 1
+        result, self.outputs = np.array(self.outputs), []
+        return result
 
 
 def emulate(image, raw):
     """Outputs, saturations and entries read of an engine that runs vector after vector."""
     machine = Machine(image)
-    return [machine.run(vector) for vector in raw], machine.saturations, machine.entries
+    outputs = machine.run(raw)[:, 0]
+    assert [f["last"] for f in image.instructions[:-1]] == [0] * (len(image.instructions) - 1)
+    assert image.instructions[-1]["last"] == 1
+    return outputs.tolist(), machine.saturations, machine.entries
 
 
 def check(network, config, inputs):
