@@ -164,7 +164,7 @@ class Machine:
         for pe in range(fields["rem"], self.config.n_pes):
             for k in range(slots):
                 row = (fields["rows"] - 1) * slots + k
-                assert self.write_back(pe, acc + row, fields["base"] + row, fields) == 0
+                assert not self.write_back(pe, acc + row, fields["base"] + row, fields).any()
 
     def wait(self):
         """The element-wise unit finishes."""

@@ -15,17 +15,20 @@ LIMITS = {
     "bias_depth": (1, 65536), "act_depth": (2, 65536), "acc_depth": (1, 65536),
     "codebooks": (1, 64), "program_depth": (2, 1024), "act_bits": (4, 18), "weight_bits": (4, 18),
     "acc_bits": (16, 48), "bias_bits": (4, 32), "shift_base": (0, 24), "shift_bits": (1, 5),
-    "bias_guard": (1, 8), "input_lanes": (1, 8),
+    "bias_guard": (1, 8), "input_lanes": (1, 8), "channels": (1, 32), "state_depth": (0, 65536),
+    "peephole_depth": (0, 65536),
 }
+FLAGS = ["direct_weights", "pointers"]
 # What must change with a size for it to reach its limit.
 ALONG = {
     ("entry_bits", 2): {"code_bits": 1, "min_code_bits": 1},
     ("code_bits", 1): {"min_code_bits": 1}, ("code_bits", 8): {"entry_bits": 9},
+    ("peephole_depth", 65536): {"state_depth": 65536},
 }
 
 
 def test_every_size_has_a_tested_limit():
-    assert set(LIMITS) == {field.name for field in fields(EngineConfig)}
+    assert {*LIMITS, *FLAGS} == {field.name for field in fields(EngineConfig)}
 
 
 @pytest.mark.parametrize("name", LIMITS)
@@ -38,6 +41,41 @@ def test_limits(name):
         text = rf"^{name} must be an integer from {low} to {high}, not {value!r}$"
         with pytest.raises(ValueError, match=text):
             EngineConfig(**{"n_pes": 8, name: value})
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags(name):
+    for value in (True, False):
+        assert getattr(EngineConfig(n_pes=1, **{name: value}), name) is value
+    for value in (0, 1, None, "yes"):
+        with pytest.raises(ValueError, match=rf"^{name} must be True or False, not {value!r}$"):
+            EngineConfig(n_pes=1, **{name: value})
+
+
+def test_direct_weights_may_be_wide():
+    wide = {"n_pes": 1, "direct_weights": True, "code_bits": 16, "entry_bits": 21}
+    assert EngineConfig(**wide).spmat_word_bits == 22
+    with pytest.raises(ValueError, match=r"^code_bits must be an integer from 1 to 8, not 16$"):
+        EngineConfig(**wide | {"direct_weights": False})
+    with pytest.raises(ValueError, match=r"^code_bits must be an integer from 1 to 16, not 17$"):
+        EngineConfig(**wide | {"code_bits": 17})
+    with pytest.raises(ValueError, match=r"^weight_bits must be at least code_bits \(16\) where "
+                                         r"weights are stored directly, not 12$"):
+        EngineConfig(**wide, weight_bits=12)
+
+
+def test_recurrent_engines():
+    assert not EngineConfig(n_pes=1).recurrent
+    config = EngineConfig(n_pes=1, state_depth=100, peephole_depth=65)
+    assert config.recurrent
+    assert (config.state_addr_bits, config.peephole_addr_bits) == (7, 7)
+    assert EngineConfig(n_pes=1).state_addr_bits == EngineConfig(n_pes=1).peephole_addr_bits == 1
+    with pytest.raises(ValueError, match=r"^act_bits must be at least 8 for recurrent layers, "
+                                         r"not 7$"):
+        EngineConfig(n_pes=1, state_depth=1, act_bits=7)
+    with pytest.raises(ValueError, match=r"^peephole_depth must be at most state_depth \(2\), "
+                                         r"not 3$"):
+        EngineConfig(n_pes=1, state_depth=2, peephole_depth=3)
 
 
 def test_sizes_that_exclude_each_other():
@@ -100,9 +138,11 @@ def test_signatures_tell_configurations_apart():
     assert base.signature == EngineConfig(n_pes=8).signature
     assert 0 <= base.signature < 1 << 32
     others = [base.with_(**{name: getattr(base, name) + 1}) for name in LIMITS
-              if name not in ("input_lanes", "min_code_bits")]
-    others += [base.with_(input_lanes=2), base.with_(min_code_bits=3)]
-    assert len({config.signature for config in [base, *others]}) == len(LIMITS) + 1
+              if name not in ("input_lanes", "min_code_bits", "peephole_depth")]
+    others += [base.with_(input_lanes=2), base.with_(min_code_bits=3),
+               base.with_(state_depth=1, peephole_depth=1)]
+    others += [base.with_(**{name: not getattr(base, name)}) for name in FLAGS]
+    assert len({config.signature for config in [base, *others]}) == len(LIMITS) + len(FLAGS) + 1
 
 
 def test_presets():

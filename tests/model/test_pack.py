@@ -16,11 +16,12 @@ def columns_of(codes):
     return layer.col_ptr, layer.row_idx, layer.code
 
 
-def pack(codes, n_pes, index_bits=4, code_bits=4):
-    return pack_layer(*columns_of(codes), len(codes), n_pes, index_bits, code_bits)
+def pack(codes, n_pes, index_bits=4, code_bits=4, sequential=False):
+    return pack_layer(*columns_of(codes), len(codes), n_pes, index_bits, code_bits,
+                      sequential=sequential)
 
 
-def walk(codes, pe, n_pes, index_bits, code_bits):
+def walk(codes, pe, n_pes, index_bits, code_bits, sequential):
     """Words, lengths and fillers of one PE, one row at a time."""
     z_max = (1 << index_bits) - 1
     words, lengths, fillers = [], [], []
@@ -36,21 +37,25 @@ def walk(codes, pe, n_pes, index_bits, code_bits):
                 zeros = 0
             else:
                 zeros += 1
+        if sequential:
+            entries = entries or [0]
         lengths.append(len(entries))
         fillers.append(sum(not entry & ((1 << code_bits) - 1) for entry in entries))
-        if len(entries) >= 3:
+        if sequential:
+            entries[-1] |= 1 << (index_bits + code_bits)
+        elif len(entries) >= 3:
             entries[-3] |= 1 << (index_bits + code_bits)
         words += entries
     return words, lengths, fillers
 
 
-def check(codes, n_pes, index_bits=4, code_bits=4):
+def check(codes, n_pes, index_bits=4, code_bits=4, sequential=False):
     codes = np.asarray(codes)
-    packed = pack(codes, n_pes, index_bits, code_bits)
+    packed = pack(codes, n_pes, index_bits, code_bits, sequential)
     assert packed.lengths.shape == packed.fillers.shape == (n_pes, codes.shape[1])
     assert len(packed.entries) == n_pes
     for pe in range(n_pes):
-        words, lengths, fillers = walk(codes, pe, n_pes, index_bits, code_bits)
+        words, lengths, fillers = walk(codes, pe, n_pes, index_bits, code_bits, sequential)
         assert packed.entries[pe].dtype == np.uint32
         assert packed.entries[pe].tolist() == words
         assert packed.lengths[pe].tolist() == lengths
@@ -65,11 +70,12 @@ def check(codes, n_pes, index_bits=4, code_bits=4):
 @given(seed=st.integers(0, 1 << 32), rows=st.integers(1, 150), cols=st.integers(1, 12),
        density=st.one_of(st.floats(0, 1), st.floats(0, 0.05)),
        n_pes=st.sampled_from([1, 2, 3, 4, 5, 7, 16, 64, 256]), index_bits=st.integers(1, 8),
-       code_bits=st.integers(1, 8))
-def test_equals_the_walk_and_unpacks(seed, rows, cols, density, n_pes, index_bits, code_bits):
+       code_bits=st.integers(1, 8), sequential=st.booleans())
+def test_equals_the_walk_and_unpacks(seed, rows, cols, density, n_pes, index_bits, code_bits,
+                                     sequential):
     rng = np.random.default_rng(seed)
     codes = rng.integers(1, 1 << code_bits, (rows, cols)) * (rng.random((rows, cols)) < density)
-    check(codes, n_pes, index_bits, code_bits)
+    check(codes, n_pes, index_bits, code_bits, sequential)
 
 
 @pytest.mark.parametrize("n_pes", [1, 3])
@@ -130,11 +136,38 @@ def test_empty_column_row_and_pe():
     assert packed.lengths[:, [0, 3, 5]].sum() == 0
 
 
+def test_sequential_columns_end_with_a_flag_and_are_never_empty():
+    codes = np.array([[1, 0, 2], [3, 0, 0], [0, 0, 4]])
+    packed = check(codes, 2, sequential=True)
+    flag, skip = 1 << 8, 1 << 4
+    assert [words.tolist() for words in packed.entries] == [
+        [flag | 1, flag, 2, flag | 4], [flag | 3, flag, flag]]
+    assert packed.lengths.tolist() == [[1, 1, 2], [1, 1, 1]]
+    assert packed.fillers.tolist() == [[0, 1, 0], [0, 1, 1]]
+    # Fillers of a long gap and of an empty column.
+    codes = np.zeros((20, 2), np.uint8)
+    codes[17, 1] = 5
+    assert check(codes, 1, sequential=True).entries[0].tolist() == [flag, 0xF0, flag | skip | 5]
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_wide_codes(sequential):
+    """Weights stored directly are codes of up to 16 bits."""
+    codes = np.random.default_rng(2).integers(0, 1 << 16, (9, 7)) * (np.arange(7) != 3)
+    col_ptr = np.concatenate([[0], np.cumsum((codes != 0).sum(axis=0))])
+    column, row = np.nonzero(codes.T)
+    code = codes[row, column].astype(np.uint16)
+    packed = pack_layer(col_ptr, row.astype(np.int32), code, 9, 2, 5, 16, sequential=sequential)
+    for back, original in zip(unpack_layer(packed), (col_ptr, row, code), strict=True):
+        assert back.tolist() == original.tolist()
+    assert unpack_layer(packed)[2].dtype == np.uint16
+
+
 @pytest.mark.parametrize(("arguments", "text"), [
     ((0, 4, 4), "n_pes must be 1 to 256, not 0"),
     ((257, 4, 4), "n_pes must be 1 to 256, not 257"),
     ((1, 0, 4), "index_bits must be 1 to 23, not 0"),
-    ((1, 4, 9), "code_bits must be 1 to 8, not 9"),
+    ((1, 4, 17), "code_bits must be 1 to 16, not 17"),
     ((1, 4, 2), r"code 7 does not fit code_bits \(2\)"),
 ])
 def test_wrong_arguments_are_refused(arguments, text):
