@@ -13,18 +13,74 @@ from openese.model.program import Op, encode, instruction_bits
 from .helpers import SMALL, plain, simulate
 
 N = SMALL.n_pes
+#: Which of the arguments a message of each kind has.
+ARGUMENTS = {Kind.ACT: "act", Kind.SCAN: "scan", Kind.FEED: "scan", Kind.WRITE: "write",
+             Kind.CELL: "write"}
+#: Where input vectors lie.
+REGIONS = 0, 5
 #: First idle cycle after reset, in which the accumulators of all PEs are cleared.
 CLEARED = SMALL.drain_wait + 1
 #: First cycle that executes an instruction, `run` being high.
 FIRST = CLEARED + 2
 
 
+class Cells:
+    """The element-wise unit as the sequencer sees it: busy for `work` cycles and until its results
+    are taken.
+
+    Attributes
+    ----------
+    starts
+        (cycle, command, active) of every instruction.
+    given
+        (lane, values, nonzero, last) of all results.
+    """
+
+    def __init__(self, config, work: int, gaps: float, seed: int):
+        self._config, self._work, self._gaps = config, work, gaps
+        self._rng = np.random.default_rng(seed)
+        self._items, self._begin, self._until, self._offering = [], 0, -1, False
+        self.starts, self.given = [], []
+
+    def start(self, cycle: int, command: dict, active: int) -> None:
+        assert self.idle(cycle), "started while at work"
+        self.starts.append((cycle, command, active))
+        self._begin = self._until = cycle + 1 + self._work
+        if command["op"] == Op.CELL and command["to_feed"]:
+            config = self._config
+            for row in range(command["rows"]):
+                lanes = command["rem"] if row == command["rows"] - 1 else config.n_pes
+                for lane in range(lanes):
+                    values = self._rng.integers(-9, 9, config.channels)
+                    values *= self._rng.random() < 0.7
+                    self._items.append({
+                        "lane": lane, "values": values.tolist(), "nonzero": int(values.any()),
+                        "last": int(lane == lanes - 1)})
+
+    def idle(self, cycle: int) -> bool:
+        return not self._items and cycle > self._until
+
+    def offer(self, cycle: int) -> dict | None:
+        """The result that waits in this cycle."""
+        self._offering = bool(self._items) and cycle >= self._begin and (
+            self._offering or self._rng.random() >= self._gaps)
+        return self._items[0] if self._offering else None
+
+    def take(self, cycle: int) -> None:
+        self.given.append(self._items.pop(0))
+        self._offering, self._until = False, cycle + 2
+
+
 class Machine:
-    """A sequencer with PEs, LNZD tree and input buffer played by the testbench.
+    """A sequencer with PEs, LNZD tree, input buffer and `Cells` played by the testbench.
 
     The activation memory is `memory`, one number per activation, PE after PE, row after row. A
     scan's items come from ``scan_latency`` cycles after its message on. PEs are busy for `work`
     cycles after each column or write-back can first be seen; before that, `busy` is random.
+
+    Input vectors wait as `full` and `input_act` say, or arrive in the cycles `arrivals` and lie in
+    `REGIONS` in turn, vector ``k`` with the active channels ``k + 1``. `calls` maps cycles to the
+    routines called in them.
 
     Attributes
     ----------
@@ -32,16 +88,22 @@ class Machine:
         (cycle, kind, fields) of all broadcasts, the fields of a route among those of its scan.
     outputs
         (cycle, data, last); of several channels, data is a list.
-    released, finished, computing, writing, idle
+    released, finished, computing, writing, idle, cells_idle
         Cycles in which these were high.
     """
 
     def __init__(self, program, cycles: int, *, config: EngineConfig = SMALL, memory=(), work=0,
                  run=lambda cycle: True, full=lambda cycle: True, input_act=lambda cycle: 0,
-                 stalls=0.0, gaps=0.0, output_stalls=0.0, seed=0, load=(), reset_at=None):
+                 stalls=0.0, gaps=0.0, output_stalls=0.0, seed=0, load=(), reset_at=None,
+                 arrivals=None, restarts=(), calls=None, cell_work=0):
         self.messages, self.outputs = [], []
         self.released, self.finished, self.computing = [], [], []
-        self.writing, self.idle = [], []
+        self.writing, self.idle, self.cells_idle = [], [], []
+        self.cells = cells = Cells(config, cell_work, gaps, seed)
+        calls = calls or {}
+        if arrivals is not None:
+            full = self._waiting(arrivals)
+            input_act = self._region
         dut = Sequencer(config, program)
         rng = np.random.default_rng(seed)
         reset = Signal()
@@ -55,6 +117,15 @@ class Machine:
                 ctx.set(dut.run, int(run(cycle)))
                 ctx.set(dut.input_full, int(full(cycle)))
                 ctx.set(dut.input_act, input_act(cycle))
+                ctx.set(dut.input_active, len(self.released) + 1)
+                ctx.set(dut.restart, int(cycle in restarts))
+                ctx.set(dut.call, int(cycle in calls))
+                ctx.set(dut.call_addr, calls.get(cycle, 1))
+                ctx.set(dut.cells_idle, int(cells.idle(cycle)))
+                result = cells.offer(cycle)
+                ctx.set(dut.i_feed.valid, int(result is not None))
+                if result is not None:
+                    ctx.set(dut.i_feed.payload, result)
                 ctx.set(dut.i_load.valid, int(cycle < len(load)))
                 if cycle < len(load):
                     ctx.set(dut.i_load.payload, {"addr": load[cycle][0], "data": load[cycle][1]})
@@ -71,21 +142,27 @@ class Machine:
                 if ctx.get(dut.o.valid):
                     message = plain(ctx.get(dut.o.payload))
                     kind = message["kind"]
-                    fields = message["args"][kind.name.lower()]
+                    fields = message["args"][ARGUMENTS[kind]]
                     fields |= fields.pop("route", {})
                     self.messages.append((cycle, kind, fields))
                     if kind == Kind.SCAN:
                         assert items == [], "scan during a scan"
                         items = self._items(config, memory, fields)
                         begin = cycle + config.scan_latency
-                    else:
+                    elif kind != Kind.FEED:
                         # What is seen from `drain_wait` on is the truth.
                         unsure |= set(range(cycle + 1, cycle + config.drain_wait))
                         settled = max(settled, cycle + config.drain_wait + work - 1)
-                        assert not (kind == Kind.ACT and stall), "column in spite of a stall"
+                        assert not (kind in (Kind.ACT, Kind.CELL) and stall), (
+                            "column in spite of a stall")
                 if offering and ctx.get(dut.i_scan.ready):
                     items.pop(0)
                     offering = False
+                if result is not None and ctx.get(dut.i_feed.ready):
+                    cells.take(cycle)
+                if ctx.get(dut.cells_start):
+                    cells.start(cycle, plain(ctx.get(dut.cells_command)),
+                                ctx.get(dut.cells_active))
                 beat = plain(ctx.get(dut.o_act.payload)) if ctx.get(dut.o_act.valid) else None
                 assert offered_out is None or beat == offered_out, "output withdrawn or changed"
                 offered_out = None if ctx.get(dut.o_act.ready) else beat
@@ -94,14 +171,22 @@ class Machine:
                     self.outputs.append((cycle, data, beat["last"]))
                 for name, port in (("released", dut.input_release), ("finished", dut.finished),
                                    ("computing", dut.computing), ("writing", dut.writing),
-                                   ("idle", dut.idle)):
+                                   ("idle", dut.idle), ("cells_idle", dut.cells_idle)):
                     if ctx.get(port):
                         getattr(self, name).append(cycle)
+                assert cycle not in calls or cycle in self.idle, "called while at work"
                 if cycle == reset_at:
                     items, offering, offered_out = [], False, None
                 await ctx.tick()
 
         simulate(dut, testbench, reset=reset)
+
+    def _waiting(self, arrivals):
+        """Whether a vector waits in a cycle."""
+        return lambda cycle: sum(at <= cycle for at in arrivals) > len(self.released)
+
+    def _region(self, cycle: int) -> int:
+        return REGIONS[len(self.released) % 2]
 
     @staticmethod
     def _items(config, memory, scan) -> list[dict]:
