@@ -79,7 +79,7 @@ class Decode(wiring.Component):
         weight = Signal.like(self.weight, reset_less=True)
         values = Signal.like(self.values, reset_less=True)
         if config.direct_weights:
-            m.d.sync += weight.eq(code.as_signed())
+            m.d.sync += weight.eq(code.as_signed() << route.align)
         else:
             m.submodules.codebook = codebook = memory.Memory(self.codebook)
             write, read = codebook.write_port(), codebook.read_port(domain="comb")

@@ -39,10 +39,8 @@ def values_layout(config: EngineConfig) -> data.ArrayLayout:
 def route_layout(config: EngineConfig) -> data.StructLayout:
     """What a column needs beside its activations: where its entries go and how they are coded."""
     fields = instruction_fields(config)
-    route: dict[str, int] = {}
-    if not config.direct_weights:
-        route |= {"codebook": fields["codebook"]}
-    route |= {"code_sel": fields["code_sel"]}
+    weights = "align" if config.direct_weights else "codebook"
+    route = {weights: fields[weights], "code_sel": fields["code_sel"]}
     if config.recurrent:
         route |= {"acc": config.acc_addr_bits}
     return data.StructLayout(route)

@@ -181,7 +181,9 @@ class Sequencer(wiring.Component):
                 scan.rows.eq(instruction.rows), scan.rem.eq(instruction.rem),
                 scan.route.code_sel.eq(instruction.code_sel), scan.dense.eq(dense),
             ]
-            if not config.direct_weights:
+            if config.direct_weights:
+                statements.append(scan.route.align.eq(instruction.align))
+            else:
                 statements.append(scan.route.codebook.eq(instruction.codebook))
             if config.recurrent:
                 statements.append(scan.route.acc.eq(acc))

@@ -18,7 +18,9 @@ from openese.model.program import Cell, Op, decode, encode, instruction_fields
 from openese.model.quantise import (
     ModelError,
     QuantisedLayer,
+    QuantisedMatrix,
     QuantisedNetwork,
+    QuantisedRecurrent,
     Widths,
     quantise,
 )
@@ -231,7 +233,7 @@ def _widths_for(network: CompressedNetwork | QuantisedNetwork, overrides: dict) 
     if isinstance(network, QuantisedNetwork):
         fields = dict(vars(network.widths))
         matrices = [matrix for layer in network.layers for matrix in _matrices(layer).values()]
-        direct = getattr(matrices[0], "direct", False)
+        direct = matrices[0].direct
         stored = matrices
     else:
         fields = {"act_bits": network.act_bits}
@@ -274,7 +276,7 @@ def _check_numbers(network: QuantisedNetwork, config: EngineConfig) -> None:
             for name, value in vars(network.widths).items() if value != getattr(config, name))
         raise FitError(f"the network was quantised for {different}: quantise it for this engine")
     for name, matrix in (item for layer in network.layers for item in _matrices(layer).items()):
-        if getattr(matrix, "direct", False) != config.direct_weights:
+        if matrix.direct != config.direct_weights:
             kinds = "shared weights", "fixed-point weights"
             raise FitError(
                 f"layer {name!r} was quantised to {kinds[not config.direct_weights]}, the engine has "
@@ -368,8 +370,9 @@ class _Layout:
         config = self._config
         code_bits = max(matrix.code_bits, config.min_code_bits)
         row_idx, code, rows = matrix.row_idx, matrix.code, matrix.rows
-        if getattr(matrix, "direct", False):
-            code = (matrix.codebook[code] & ((1 << code_bits) - 1)).astype(np.uint16)
+        if matrix.direct:
+            code = (matrix.codebook[code] >> matrix.align & ((1 << code_bits) - 1)).astype(
+                np.uint16)
         if slot is not None:
             units = rows // len(slot)
             gate, unit = np.divmod(row_idx, units)
@@ -505,7 +508,8 @@ class _Layout:
                 for fields in self._instructions]
 
     def _write_program(self) -> tuple[list[dict[str, int]], int | None]:
-        writer = _Writer(self._network, self._config, self._places, self.packed, self._ptr_base,
+        writer = _Writer(self._network, self._config, self._places, self.matrices, self.packed,
+                         self._ptr_base,
                          self._begin[:, 0].tolist())
         writer.write_pass()
         dump = writer.write_dump()
@@ -516,7 +520,9 @@ class _Writer:
     """Writes the instructions of a network: fields by name, in `instructions`."""
 
     def __init__(self, network: QuantisedNetwork, config: EngineConfig, places: list[_Place],
-                 packed: list[PackedLayer], ptr_base: list[int], spmat_base: list[int]):
+                 matrices: list[QuantisedMatrix], packed: list[PackedLayer], ptr_base: list[int],
+                 spmat_base: list[int]):
+        self._matrices = matrices
         self._layers, self._config = network.layers, config
         self._places, self._packed = places, packed
         self._ptr_base, self._spmat_base = ptr_base, spmat_base
@@ -603,8 +609,14 @@ class _Writer:
         self._add(
             op=Op.SPMV, **self._span(packed.n_cols),
             base=self._ptr_base[matrix] if config.pointers else 0,
-            spmat=self._spmat_base[matrix], codebook=0 if config.direct_weights else matrix,
+            spmat=self._spmat_base[matrix], **self._weights(matrix),
             code_sel=packed.code_bits - config.min_code_bits, acc=acc[0], acc_odd=acc[1], **fields)
+
+    def _weights(self, matrix: int) -> dict[str, int]:
+        """How the entries of a matrix become weights."""
+        if self._config.direct_weights:
+            return {"align": self._matrices[matrix].align}
+        return {"codebook": matrix}
 
     def _add_linear(self, layer: QuantisedLayer, place: _Place, source: dict[str, int]) -> None:
         self._add_spmv(place.matrix, place.acc, **source)

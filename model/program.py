@@ -68,7 +68,9 @@ def instruction_fields(config: EngineConfig) -> dict[str, int]:
         "rows": config.rows_bits,
         "rem": config.pe_bits + 1,
         "base": max(config.ptr_addr_bits, config.bias_addr_bits),
-        "codebook": max(1, (config.codebooks - 1).bit_length()),
+        ("align" if config.direct_weights else "codebook"): max(1, (
+            config.weight_bits - config.code_bits if config.direct_weights
+            else config.codebooks - 1).bit_length()),
         "code_sel": max(1, (config.code_bits - config.min_code_bits).bit_length()),
         "shift": config.shift_bits,
         "relu": 1,
