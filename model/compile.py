@@ -3,8 +3,6 @@
 `compile_network` lays out and checks, `size_for` finds the smallest engine a network fits.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -233,8 +231,9 @@ def _widths_for(network: CompressedNetwork | QuantisedNetwork, overrides: dict) 
     if isinstance(network, QuantisedNetwork):
         fields = dict(vars(network.widths))
         matrices = [matrix for layer in network.layers for matrix in _matrices(layer).values()]
-        direct = matrices[0].direct
-        stored = matrices
+        direct, stored = network.widths.direct_weights, matrices
+        if direct:
+            overrides = {"code_bits": network.widths.code_bits} | overrides
     else:
         fields = {"act_bits": network.act_bits}
         matrices = [matrix for layer in network.layers for matrix in _compressed_matrices(layer)]
@@ -244,7 +243,7 @@ def _widths_for(network: CompressedNetwork | QuantisedNetwork, overrides: dict) 
         stored = fixed if direct else matrices
         if network.recurrent:
             fields |= {"acc_bits": 36, "shift_bits": 4}
-    if getattr(network, "recurrent", False):
+    if network.recurrent:
         fields["state_depth"] = 1
     widths = [matrix.code_bits for matrix in stored]
     code_bits = overrides.get("code_bits", max(widths, default=12))
@@ -270,17 +269,17 @@ def _matrices(layer: QuantisedLayer | QuantisedRecurrent) -> dict[str, Quantised
 
 
 def _check_numbers(network: QuantisedNetwork, config: EngineConfig) -> None:
-    if network.widths != Widths.of(config):
-        different = ", ".join(
-            f"{name} {value} (the engine has {getattr(config, name)})"
-            for name, value in vars(network.widths).items() if value != getattr(config, name))
-        raise FitError(f"the network was quantised for {different}: quantise it for this engine")
+    engine = vars(Widths.of(config))
+    different = {name: value for name, value in vars(network.widths).items()
+                 if value != engine[name]}
+    if "direct_weights" in different:
+        # Follows from that; of shared weights it says nothing.
+        different.pop("code_bits", None)
+    if different:
+        text = ", ".join(f"{name} {value} (the engine has {engine[name]})"
+                         for name, value in different.items())
+        raise FitError(f"the network was quantised for {text}: quantise it for this engine")
     for name, matrix in (item for layer in network.layers for item in _matrices(layer).items()):
-        if matrix.direct != config.direct_weights:
-            kinds = "shared weights", "fixed-point weights"
-            raise FitError(
-                f"layer {name!r} was quantised to {kinds[not config.direct_weights]}, the engine has "
-                f"{kinds[config.direct_weights]}: quantise it for this engine")
         if matrix.code_bits > config.code_bits:
             raise FitError(
                 f"layer {name!r} has {matrix.code_bits}-bit codes, the engine has code_bits "
@@ -353,13 +352,8 @@ class _Layout:
     def _pack(self, layer: QuantisedLayer | QuantisedRecurrent) -> list[PackedLayer]:
         if isinstance(layer, QuantisedLayer):
             return [self._pack_matrix(layer)]
-        gates = layer.w_ih.rows // layer.hidden
-        packed = []
-        for matrix in (layer.w_ih, layer.w_hh):
-            # The state's part of a GRU's n has a slot of its own.
-            own = layer.cell == "gru" and matrix is layer.w_hh
-            slot = np.array([0, 1, 3] if own else range(gates))
-            packed.append(self._pack_matrix(matrix, slot, layer.slots))
+        packed = [self._pack_matrix(matrix, np.array(layer.slot_of(matrix)), layer.slots)
+                  for matrix in (layer.w_ih, layer.w_hh)]
         if layer.w_hr is not None:
             packed.append(self._pack_matrix(layer.w_hr))
         return packed
@@ -371,8 +365,8 @@ class _Layout:
         code_bits = max(matrix.code_bits, config.min_code_bits)
         row_idx, code, rows = matrix.row_idx, matrix.code, matrix.rows
         if matrix.direct:
-            code = (matrix.codebook[code] >> matrix.align & ((1 << code_bits) - 1)).astype(
-                np.uint16)
+            raw = matrix.codebook[code] >> matrix.align
+            code = (raw & ((1 << code_bits) - 1)).astype(np.uint16)
         if slot is not None:
             units = rows // len(slot)
             gate, unit = np.divmod(row_idx, units)
@@ -485,7 +479,7 @@ class _Layout:
         bits = self._config.act_bits
         words = []
         for layer in self._network.layers:
-            if not isinstance(layer, QuantisedLayer) and layer.peephole is not None:
+            if isinstance(layer, QuantisedRecurrent) and layer.peephole is not None:
                 for weights in (layer.peephole & ((1 << bits) - 1)).T.tolist():
                     words.append(sum(weight << k * bits for k, weight in enumerate(weights)))
         return words
@@ -495,7 +489,7 @@ class _Layout:
         return [StateTable(layer.name, place.act, layer.rows, place.state, layer.hidden,
                            layer.cell == "lstm", layer.cell == "gru")
                 for layer, place in zip(self._network.layers, self._places, strict=True)
-                if not isinstance(layer, QuantisedLayer)]
+                if isinstance(layer, QuantisedRecurrent)]
 
     # -- the program ------------------------------------------------------------------------------
 
@@ -509,8 +503,7 @@ class _Layout:
 
     def _write_program(self) -> tuple[list[dict[str, int]], int | None]:
         writer = _Writer(self._network, self._config, self._places, self.matrices, self.packed,
-                         self._ptr_base,
-                         self._begin[:, 0].tolist())
+                         self._ptr_base, self._begin[:, 0].tolist())
         writer.write_pass()
         dump = writer.write_dump()
         return writer.instructions, dump
@@ -522,9 +515,8 @@ class _Writer:
     def __init__(self, network: QuantisedNetwork, config: EngineConfig, places: list[_Place],
                  matrices: list[QuantisedMatrix], packed: list[PackedLayer], ptr_base: list[int],
                  spmat_base: list[int]):
-        self._matrices = matrices
         self._layers, self._config = network.layers, config
-        self._places, self._packed = places, packed
+        self._places, self._matrices, self._packed = places, matrices, packed
         self._ptr_base, self._spmat_base = ptr_base, spmat_base
         self._shift_min = network.widths.shift_min
         self._out_features = network.out_features
@@ -535,7 +527,7 @@ class _Writer:
         """All instructions of a pass."""
         layers, places = self._layers, self._places
         for layer, place in zip(layers, places, strict=True):
-            if not isinstance(layer, QuantisedLayer):
+            if isinstance(layer, QuantisedRecurrent):
                 self._add_spmv(place.matrix + 1, place.acc, act=place.act, first=1, flow=1, sync=1)
 
         # Layers whose own recurrence is still to be computed, and the CELLs after which it can be.
@@ -554,7 +546,7 @@ class _Writer:
             if isinstance(layer, QuantisedLayer):
                 self._add_linear(layer, place, source)
                 source = {"act": place.act}
-                if not any(not isinstance(after, QuantisedLayer) for after in layers[number:]):
+                if not any(isinstance(after, QuantisedRecurrent) for after in layers[number:]):
                     add_recurrences()
                 continue
             self._add_spmv(place.matrix, place.acc, flow=1, **source)
@@ -570,12 +562,12 @@ class _Writer:
                 first_gates = gates
             waiting.append((place, self._cells))
 
-        if not isinstance(layers[0], QuantisedLayer):
+        if isinstance(layers[0], QuantisedRecurrent):
             place = places[0]
             doubled = place.acc[0] != place.acc[1]
             self._add_spmv(place.matrix, place.acc[::-1], from_input=1, prefetch=1, flow=1,
                            sync=not doubled and self._cells == first_gates)
-        if not isinstance(layers[-1], QuantisedLayer):
+        if isinstance(layers[-1], QuantisedRecurrent):
             place = places[-1]
             self._add_spmv(place.matrix + 1, place.acc[::-1], feed=1, flow=1)
         else:
@@ -586,7 +578,7 @@ class _Writer:
         """The routine that sends the state; returns its address."""
         begin = len(self.instructions)
         kept = [(layer, place) for layer, place in zip(self._layers, self._places, strict=True)
-                if not isinstance(layer, QuantisedLayer)]
+                if isinstance(layer, QuantisedRecurrent)]
         for layer, place in kept:
             self._add(op=Op.OUTPUT, act=place.act, sync=1, **self._span(layer.rows))
         for layer, place in kept:

@@ -14,8 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from openese.model.compile import Image
 from openese.model.config import EngineConfig
 from openese.model.program import instruction_bits
-from openese.model import reference
-from openese.model.reference import checked_inputs
+from openese.model.reference import LayerState, State, checked_inputs
 
 __all__ = ["MAGIC", "HostOp", "InputRegister", "Register", "Target", "call", "dumped", "load",
            "load_state", "load_words", "pack_inputs", "read", "reset_state", "start", "stop",
@@ -139,14 +138,14 @@ def load_words(image: Image, config: EngineConfig) -> NDArray[np.uint32]:
         parts.append(load(Target.PEEPHOLE, image.peephole, 3 * config.act_bits))
     return np.concatenate([
         *parts,
-        *([reset_state(image)] if image.states else []),
+        reset_state(image),
         load(Target.PROGRAM, image.program, instruction_bits(config)),
         load(Target.REGISTER, [image.in_rows, *image.in_base], 32,
              address=InputRegister.IN_ROWS),
     ])
 
 
-def load_state(image: Image, state: "reference.State", channels: Iterable[int] | None = None
+def load_state(image: Image, state: State, channels: Iterable[int] | None = None
                ) -> NDArray[np.uint32]:
     """The LOAD commands that give recurrent layers a state: uint32 ``(words,)``, maybe none.
 
@@ -178,14 +177,14 @@ def load_state(image: Image, state: "reference.State", channels: Iterable[int] |
         return values & ((1 << config.act_bits) - 1)
 
     parts = []
-    for table, h, c in zip(image.states, state.h, state.c, strict=True):
+    for table, layer in zip(image.states, state, strict=True):
         for channel in channels:
-            own = words(np.asarray(h)[channel])
+            own = words(np.asarray(layer.h)[channel])
             for pe in range(min(config.n_pes, table.out_features)):
                 parts.append(load(Target.ACT, own[pe::config.n_pes], config.act_bits,
                                   address=table.act, pe=pe, channel=channel))
             if table.has_cell or table.is_gru:
-                cell = words(np.asarray(c)[channel]) if table.has_cell else own
+                cell = words(np.asarray(layer.c)[channel]) if table.has_cell else own
                 parts.append(load(Target.CELL, cell, config.act_bits, address=table.state,
                                   channel=channel))
             if config.channels > 1:
@@ -196,15 +195,15 @@ def load_state(image: Image, state: "reference.State", channels: Iterable[int] |
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint32)
 
 
-def _check_state(image: Image, state: "reference.State") -> None:
+def _check_state(image: Image, state: State) -> None:
     bits, channels = image.config.act_bits, image.config.channels
-    if not len(state.h) == len(state.c) == len(image.states):
+    if len(state) != len(image.states):
         raise ValueError(f"a state of {len(image.states)} recurrent layers is needed, "
-                         f"not of {len(state.h)}")
-    for table, h, c in zip(image.states, state.h, state.c, strict=True):
-        wanted = [("h", h, table.out_features)]
+                         f"not of {len(state)}")
+    for table, layer in zip(image.states, state, strict=True):
+        wanted = [("h", layer.h, table.out_features)]
         if table.has_cell:
-            wanted.append(("c", c, table.units))
+            wanted.append(("c", layer.c, table.units))
         for what, values, size in wanted:
             if np.shape(values) != (channels, size):
                 raise ValueError(f"layer {table.name!r}: {what} must have shape "
@@ -215,25 +214,25 @@ def _check_state(image: Image, state: "reference.State") -> None:
 def reset_state(image: Image) -> NDArray[np.uint32]:
     """The LOAD commands that set the states of all channels to 0."""
     channels = image.config.channels
-    return load_state(image, reference.State(
-        [np.zeros((channels, table.out_features), dtype=np.int64) for table in image.states],
-        [np.zeros((channels, table.units), dtype=np.int64) if table.has_cell else None
-         for table in image.states]))
+    return load_state(image, [
+        LayerState(np.zeros((channels, table.out_features), dtype=np.int64),
+                   np.zeros((channels, table.units), dtype=np.int64) if table.has_cell else None)
+        for table in image.states])
 
 
-def dumped(image: Image, state: "reference.State") -> NDArray[np.int64]:
-    """What the routine at `Image.dump` sends of a state: ``(beats, channels)``, the output ``data``.
+def dumped(image: Image, state: State) -> NDArray[np.int64]:
+    """What the routine at `Image.dump` sends of a state: the output ``data``, (beats, channels).
 
     Hidden states of all recurrent layers, then cell states of all LSTMs. Raises ``ValueError`` as
     `load_state`.
     """
     _check_state(image, state)
-    parts = [*state.h, *(c for table, c in zip(image.states, state.c, strict=True)
-                         if table.has_cell)]
+    parts = [layer.h for layer in state]
+    parts += [layer.c for table, layer in zip(image.states, state, strict=True) if table.has_cell]
     return np.concatenate(parts, axis=1).T.astype(np.int64)
 
 
-def unpack_state(image: Image, values: ArrayLike) -> "reference.State":
+def unpack_state(image: Image, values: ArrayLike) -> State:
     """The state that the routine at `Image.dump` has sent; the inverse of `dumped`.
 
     Raises
@@ -248,8 +247,9 @@ def unpack_state(image: Image, values: ArrayLike) -> "reference.State":
         raise ValueError(f"the state of this network has shape ({sum(sizes)}, "
                          f"{image.config.channels}), not {values.shape}")
     parts = iter([part.T for part in np.split(values, np.cumsum(sizes)[:-1])])
-    return reference.State([next(parts) for _ in image.states],
-                           [next(parts) if table.has_cell else None for table in image.states])
+    hidden = [next(parts) for _ in image.states]
+    return [LayerState(h, next(parts) if table.has_cell else None)
+            for table, h in zip(image.states, hidden, strict=True)]
 
 
 def start() -> NDArray[np.uint32]:
@@ -282,7 +282,7 @@ def pack_inputs(inputs: ArrayLike, config: EngineConfig, active: ArrayLike | Non
     Parameters
     ----------
     inputs
-        Of an engine of one channel without, of others with the dimension of channels.
+        With the dimension of channels, which an engine of one channel need not have.
     config
         The engine.
     active
@@ -307,6 +307,8 @@ def pack_inputs(inputs: ArrayLike, config: EngineConfig, active: ArrayLike | Non
                          f"not {inputs.shape}")
     if active is not None and not many:
         raise ValueError("active is for engines of several channels: leave vectors out instead")
+    if not many and inputs.ndim == 3 and inputs.shape[1] == 1:
+        inputs = inputs[:, 0]
     features = inputs.shape[-1] if inputs.ndim else 0
     n = len(inputs) if inputs.ndim else 0
     checked = checked_inputs(inputs.reshape(-1, features) if many else inputs, features,
@@ -315,7 +317,8 @@ def pack_inputs(inputs: ArrayLike, config: EngineConfig, active: ArrayLike | Non
     padded[:, :features] = checked
     if not many:
         return padded.reshape(-1, config.input_lanes)
-    values = padded.reshape(n, config.channels, -1, config.input_lanes).transpose(0, 2, 3, 1)
+    beats = padded.shape[1] // config.input_lanes
+    values = padded.reshape(n, config.channels, beats, config.input_lanes).transpose(0, 2, 3, 1)
     active = np.ones((n, config.channels), dtype=bool) if active is None else np.asarray(active)
     if active.dtype != bool or active.shape != (n, config.channels):
         raise ValueError(f"active must be bool of shape ({n}, {config.channels}), "
@@ -324,5 +327,5 @@ def pack_inputs(inputs: ArrayLike, config: EngineConfig, active: ArrayLike | Non
         axis=1, dtype=np.uint64)
     return {
         "values": values.reshape(-1, config.input_lanes, config.channels),
-        "active": np.repeat(mask, values.shape[1]),
+        "active": np.repeat(mask, beats),
     }
