@@ -250,7 +250,7 @@ def _widths_for(network: CompressedNetwork | QuantisedNetwork, overrides: dict) 
     # Wide codes leave at least 4 bits of index, direct weights 5.
     entry_bits = code_bits + 5 if direct else max(8, code_bits + 4)
     return fields | {"direct_weights": direct, "code_bits": code_bits,
-                     "min_code_bits": min(code_bits, *widths), "entry_bits": entry_bits}
+                     "min_code_bits": min([code_bits, *widths]), "entry_bits": entry_bits}
 
 
 def _compressed_matrices(layer) -> list:

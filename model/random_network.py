@@ -156,7 +156,7 @@ def random_recurrent(seed: int, in_features: int, layers: Sequence[RandomLayer],
 
     def spread(y: NDArray, density: float) -> float:
         """Standard deviation of a row of weights of about 1 times `y`."""
-        return max(float(np.sqrt(np.square(y).mean() * density * y.shape[-1])), 1e-3)
+        return max(float(np.sqrt(np.square(y).mean() * density * y.shape[-1])), 0.25)
 
     for number, layer in enumerate(layers):
         name, density = f"layers.{number}", layer.density

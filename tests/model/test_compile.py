@@ -12,10 +12,17 @@ from hypothesis import strategies as st
 from openese.model import elementwise
 from openese.model.compile import FitError, compile_network, size_for
 from openese.model.config import PRESETS, EngineConfig
-from openese.model.network import CompressedLinear, CompressedNetwork
+from openese.model.host import HostOp, Target, dumped, load_state
+from openese.model.matrix import FixedMatrix
+from openese.model.network import CompressedLinear, CompressedNetwork, CompressedRecurrent
 from openese.model.program import Cell, Op
 from openese.model.quantise import ModelError, quantise
-from openese.model.random_network import random_inputs, random_network
+from openese.model.random_network import (
+    RandomLayer,
+    random_inputs,
+    random_network,
+    random_recurrent,
+)
 from openese.model.reference import run_reference
 
 
@@ -28,8 +35,8 @@ class Machine:
 
     Nothing says when the element-wise unit works between the instruction that starts it and the
     first one that must wait for it. `lazy` tries both ends: at once, or a unit whenever a column is
-    asked for and the rest when something waits. Likewise the first units of a linear layer or the
-    scan of a state may find accumulators that are still being drained, or not any more.
+    asked for, and the rest, with all that it writes to the activation memories, when something
+    waits.
     """
 
     def __init__(self, image, lazy=False):
@@ -50,11 +57,12 @@ class Machine:
         self.first, self.prefetched = True, False
         self.unit = None  # what the element-wise unit has still to do
         self.fed = False  # whether that goes to an SPMV
+        self.written = []  # what has not arrived in the activation memories
         self.outputs = []
 
     def weight(self, code, fields, k):
         if self.config.direct_weights:
-            return signed(code, k)
+            return signed(code, k) << fields["align"]
         book = fields["codebook"] << self.config.code_bits
         return signed(self.image.codebook[book + code], self.config.weight_bits)
 
@@ -156,7 +164,7 @@ class Machine:
             self.state[place] = np.where(active, new, kept)
             self.result[place] = h = np.where(active, h, self.result[place])
             if fields["to_act"]:
-                self.act[pe, fields["act"] + row] = h
+                self.written.append(((pe, fields["act"] + row), h))
             if fields["to_out"]:
                 self.outputs.append(h)
             yield h
@@ -172,6 +180,9 @@ class Machine:
         for _ in self.unit or ():
             pass
         self.unit = None
+        for place, values in self.written:
+            self.act[place] = values
+        self.written = []
 
     def instruction(self, fields, source, active, more):
         """`source`: address of the input, `more`: that of the next one, if it has arrived."""
@@ -207,6 +218,8 @@ class Machine:
             self.unit, self.fed = self.cell(fields, active), bool(fields["to_feed"])
             if not self.lazy:
                 self.unit = iter(list(self.unit))
+                for place, values in self.written:
+                    self.act[place] = values
         else:
             for place in range(fields["state"], fields["state"] + self.length(fields)):
                 self.outputs.append(self.state[place].copy())
@@ -224,14 +237,15 @@ class Machine:
         """Outputs ``(n, channels, out_features)``; `arrived`: vectors that are never late."""
         results = []
         bases = self.image.in_base
-        for number, vector in enumerate(vectors):
+        for number in range(len(vectors)):
             for ahead in (number, number + 1):
                 if ahead < len(vectors):
                     for i, values in enumerate(np.reshape(
                             vectors[ahead], (self.config.channels, -1)).T):
                         self.act[i % self.config.n_pes,
                                  bases[ahead % 2] + i // self.config.n_pes] = values
-            more = bases[(number + 1) % 2] if number + 1 in arrived else None
+            early = number + 1 in arrived and number + 1 < len(vectors)
+            more = bases[(number + 1) % 2] if early else None
             mask = np.ones(self.config.channels, bool) if active is None else active[number]
             for fields in self.image.instructions:
                 self.instruction(fields, bases[number % 2], mask, more)
@@ -243,6 +257,21 @@ class Machine:
             self.outputs = []
         self.wait()
         return np.array(results)
+
+    def load(self, words):
+        """LOAD commands of states."""
+        words = [int(word) for word in words]
+        while words:
+            head, address, count, *words = words
+            items, words = np.array(words[:count]), words[count:]
+            assert head >> 28 == HostOp.LOAD
+            assert (items >> self.config.act_bits == 0).all()
+            items -= items >> (self.config.act_bits - 1) << self.config.act_bits
+            target, channel, pe = head >> 24 & 15, head >> 16 & 0xFF, head & 0xFFFF
+            memory = {Target.ACT: self.act[pe], Target.CELL: self.state,
+                      Target.RESULT: self.result}[Target(target)]
+            assert pe == 0 or target == Target.ACT
+            memory[address:address + count, channel] = items
 
     def dump(self):
         """What the routine behind the program sends: ``(beats, channels)``."""
@@ -270,9 +299,12 @@ def check(network, config, inputs):
     assert outputs == result.outputs.tolist()
     assert saturations == result.saturations
     # Entries read are the useful ones and the fillers of the columns broadcast.
-    fillers = sum(int(((x != 0) @ table.fillers.sum(axis=0)).sum())
-                  for x, table in zip(result.activations, image.layers, strict=True))
-    assert entries == sum(int(m.sum()) for m in result.multiplies) + fillers
+    if config.pointers:
+        fillers = sum(int(((x != 0).reshape(len(inputs), -1) @ table.fillers.sum(axis=0)).sum())
+                      for x, table in zip(result.activations, image.layers, strict=True))
+        assert entries == sum(int(m.sum()) for m in result.multiplies) + fillers
+    else:
+        assert entries == len(inputs) * image.entries
     return image
 
 
@@ -280,12 +312,13 @@ def check(network, config, inputs):
 @given(seed=st.integers(0, 1 << 32), sizes=st.lists(st.integers(1, 50), min_size=2, max_size=5),
        density=st.one_of(st.floats(0, 1), st.floats(0, 0.1)), code_bits=st.integers(1, 5),
        entry_bits=st.integers(6, 12), n_pes=st.sampled_from([1, 2, 3, 4, 5, 8, 16, 64]),
-       headroom=st.integers(-2, 2), bias=st.booleans(), active=st.floats(0, 1))
+       headroom=st.integers(-2, 2), bias=st.booleans(), active=st.floats(0, 1),
+       pointers=st.booleans(), recurrent=st.booleans())
 def test_image_equals_reference(seed, sizes, density, code_bits, entry_bits, n_pes, headroom, bias,
-                                active):
+                                active, pointers, recurrent):
     network = random_network(seed, sizes, density, code_bits, headroom=headroom, bias=bias)
     config = size_for(network, n_pes, entry_bits=entry_bits, shift_base=4, shift_bits=4,
-                      bias_bits=24)
+                      bias_bits=24, pointers=pointers, state_depth=int(recurrent))
     check(network, config, random_inputs(seed, network, 3, active))
 
 
@@ -449,3 +482,307 @@ def test_pe_counts_give_equal_outputs():
         image = compile_network(quantise(network, config), config)
         outputs.add(str(emulate(image, inputs)[:2]))
     assert len(outputs) == 1
+
+
+# -- recurrent networks -----------------------------------------------------------------------
+
+
+def entries_of(image, result):
+    """Entries of all columns that steps broadcast, and of the state they end with."""
+    sums = [table.lengths.sum(axis=0) for table in image.layers]
+    total = 0
+    for lengths, x in zip(sums, result.activations, strict=True):
+        used = (x != 0).reshape(len(x), -1, x.shape[-1]).any(axis=1)
+        total += int(((used | (not image.config.pointers)) @ lengths).sum())
+    names = [table.name for table in image.layers]
+    for table, layer in zip(image.states, result.state, strict=True):
+        used = (layer.h != 0).any(axis=0) | (not image.config.pointers)
+        total += int(used @ sums[names.index(f"{table.name}.weight_hh")])
+    return total
+
+
+def check_sequence(network, config, inputs, *, cut=0, active=None, arrived=()):
+    """Both ends of the element-wise unit's freedom, the second half of the steps on a new engine
+    that is given the state."""
+    quantised = quantise(network, config)
+    image = compile_network(quantised, config)
+
+    def masked(part):
+        return None if active is None else active[part]
+
+    parts, state = [], None
+    for part in (slice(0, cut), slice(cut, None)):
+        if len(inputs[part]):
+            result = run_reference(quantised, inputs[part], state=state, active=masked(part))
+            parts.append((part, state, result))
+            state = result.state
+    whole = run_reference(quantised, inputs, active=active)
+    assert np.array_equal(np.concatenate([result.outputs for *_, result in parts]), whole.outputs)
+
+    for lazy in (False, True):
+        for part, before, result in parts:
+            machine = Machine(image, lazy)
+            if before is not None:
+                machine.load(load_state(image, before))
+            outputs = machine.run(inputs[part], masked(part), arrived)
+            assert outputs.tolist() == result.outputs.reshape(outputs.shape).tolist()
+            assert machine.saturations == result.saturations
+            assert machine.entries == entries_of(image, result)
+            if image.dump is not None:
+                assert machine.dump().tolist() == dumped(image, result.state).tolist()
+    return image
+
+
+@st.composite
+def random_layers(draw):
+    cell = draw(st.sampled_from(["lstm", "lstm", "gru", "rnn_tanh", "rnn_relu", "linear"]))
+    size = draw(st.integers(2, 14))
+    lstm = cell == "lstm"
+    return RandomLayer(
+        cell=cell, size=size, proj=draw(st.integers(0, size - 1)) if lstm else 0,
+        peepholes=lstm and draw(st.booleans()), bias=draw(st.booleans()), relu=draw(st.booleans()),
+        density=draw(st.sampled_from([0.0, 0.1, 0.3, 0.8])))
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 1 << 32), in_features=st.integers(1, 14),
+       layers=st.lists(random_layers(), min_size=1, max_size=4),
+       n_pes=st.sampled_from([1, 2, 3, 4, 5, 8, 16, 64]), channels=st.sampled_from([1, 1, 2, 5]),
+       fixed=st.booleans(), pointers=st.booleans(), cut=st.integers(0, 5),
+       arrived=st.sets(st.integers(0, 5)), headroom=st.integers(-1, 1))
+def test_recurrent_image_equals_reference(seed, in_features, layers, n_pes, channels, fixed,
+                                          pointers, cut, arrived, headroom):
+    network = random_recurrent(seed, in_features, layers, fixed_bits=12 if fixed else None,
+                               headroom=headroom)
+    config = size_for(network, n_pes, channels=channels, pointers=pointers, shift_base=4,
+                      shift_bits=5, bias_bits=28, acc_bits=40)
+    many = network.recurrent and channels > 1
+    inputs = random_inputs(seed, network, (5, channels) if channels > 1 else 5, 0.6)
+    active = np.random.default_rng(seed).random((5, channels)) < 0.7 if many else None
+    check_sequence(network, config, inputs, cut=cut, active=active, arrived=arrived)
+
+
+LSTM = RandomLayer(cell="lstm", size=7)
+PROJECTED = RandomLayer(cell="lstm", size=7, proj=4, peepholes=True)
+LINEAR = RandomLayer(cell="linear", size=5)
+
+
+def steps_of(image):
+    """The program as text: operation, matrix, and the flags that are set."""
+    config, steps = image.config, []
+    flags = ["from_input", "first", "prefetch", "flow", "sync", "feed", "to_act", "to_feed",
+             "to_out", "last"]
+    for fields in image.instructions:
+        what = [Op(fields["op"]).name]
+        if fields["op"] == Op.SPMV:
+            what.append(image.layers[fields["codebook"]].name.removeprefix("layers."))
+        if fields["op"] == Op.CELL:
+            what.append(Cell(fields["cell"]).name)
+        if fields["op"] in (Op.SPMV, Op.CELL):
+            what.append(f"acc {fields['acc']}" if fields["acc"] == fields["acc_odd"] else
+                        f"acc {fields['acc']}/{fields['acc_odd']}")
+        steps.append(" ".join([*what, *(name for name in flags if fields[name])]))
+    assert config.recurrent
+    return steps
+
+
+PROGRAMS = {
+    "lstm": ([LSTM], """
+        SPMV 0.weight_hh acc 0/8 first flow sync
+        SPMV 0.weight_ih acc 0/8 from_input flow
+        CELL LSTM acc 0/8 flow to_act to_feed to_out
+        SPMV 0.weight_ih acc 8/0 from_input prefetch flow
+        SPMV 0.weight_hh acc 8/0 flow feed last
+        OUTPUT sync
+        STATE last"""),
+    "projection": ([PROJECTED], """
+        SPMV 0.weight_hh acc 0 first flow sync
+        SPMV 0.weight_ih acc 0 from_input flow
+        CELL LSTM acc 0 flow to_feed
+        SPMV 0.weight_hr acc 8 flow feed
+        CELL PASS acc 8 flow to_act to_feed to_out
+        SPMV 0.weight_ih acc 0 from_input prefetch flow
+        SPMV 0.weight_hh acc 0 flow feed last
+        OUTPUT sync
+        STATE last"""),
+    "two layers": ([PROJECTED, LSTM], """
+        SPMV 0.weight_hh acc 0 first flow sync
+        SPMV 1.weight_hh acc 9/17 first flow sync
+        SPMV 0.weight_ih acc 0 from_input flow
+        CELL LSTM acc 0 flow to_feed
+        SPMV 0.weight_hr acc 8 flow feed
+        CELL PASS acc 8 flow to_act to_feed
+        SPMV 1.weight_ih acc 9/17 flow feed
+        CELL LSTM acc 9/17 flow to_act to_feed to_out
+        SPMV 0.weight_hh acc 0 flow
+        SPMV 0.weight_ih acc 0 from_input prefetch flow
+        SPMV 1.weight_hh acc 17/9 flow feed last
+        OUTPUT sync
+        OUTPUT sync
+        STATE
+        STATE last"""),
+    "linear behind": ([RandomLayer(cell="gru", size=7), LINEAR, LINEAR], """
+        SPMV 0.weight_hh acc 2 first flow sync
+        SPMV 0.weight_ih acc 2 from_input flow
+        CELL GRU acc 2 flow to_act to_feed
+        SPMV 1 acc 0 feed
+        WRITE sync
+        SPMV 0.weight_hh acc 2 flow sync
+        SPMV 2 acc 0
+        WRITE sync
+        SPMV 0.weight_ih acc 2 from_input prefetch flow sync
+        OUTPUT sync last
+        OUTPUT sync last"""),
+    "linear before and between": ([LINEAR, RandomLayer(cell="rnn_relu", size=7), LINEAR, LSTM], """
+        SPMV 1.weight_hh acc 2 first flow sync
+        SPMV 3.weight_hh acc 4/12 first flow sync
+        SPMV 0 acc 0 from_input
+        WRITE sync
+        SPMV 1.weight_ih acc 2 flow
+        CELL PASS acc 2 flow to_act to_feed
+        SPMV 2 acc 0 feed
+        WRITE sync
+        SPMV 3.weight_ih acc 4/12 flow
+        CELL LSTM acc 4/12 flow to_act to_feed to_out
+        SPMV 1.weight_hh acc 2 flow
+        SPMV 3.weight_hh acc 12/4 flow feed last
+        OUTPUT sync
+        OUTPUT sync
+        STATE last"""),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs(name):
+    layers, expected = PROGRAMS[name]
+    network = random_recurrent(1, 6, layers)
+    config = size_for(network, 4)
+    image = check_sequence(network, config, random_inputs(1, network, 4), arrived={1, 3})
+    assert steps_of(image) == [line.strip() for line in expected.strip().splitlines()]
+    # Behind the pass comes the routine.
+    assert [f["last"] for f in image.instructions].index(1) + 1 == image.dump
+
+
+def test_hand_worked_recurrent_image():
+    """A GRU of 3 units on 2 PEs: unit 0 and 2 in PE 0, and a unit's four slots side by side."""
+    ones = 200 * np.arange(1, 10)[:, None]
+    state = np.zeros((9, 3), np.int32)
+    state[[0, 4, 8], [0, 1, 2]] = [-400, -800, -1200]
+    layer = CompressedRecurrent(
+        "gru", "gru", 1, 3, FixedMatrix.from_raw(ones, 12, 11), FixedMatrix.from_raw(state, 12, 11),
+        bias=np.arange(12) / 64)
+    network = CompressedNetwork([layer], 15)
+    config = size_for(network, 2)
+    assert (config.direct_weights, config.code_bits, config.entry_bits) == (True, 12, 17)
+    image = compile_network(quantise(network, config), config)
+    table_x, table_h = image.layers
+    assert (table_x.name, table_h.name) == ("gru.weight_ih", "gru.weight_hh")
+    # Rows of PE 0: r, z, n_x, n_h of unit 0, then of unit 2. Row 4 of PE 0 follows 1 left out.
+    finest = 1 << 12
+    skip, flag = finest, 1 << 17
+    rows = [200, 800, 1400, skip | 600, 1200, 1800]
+    rows[3] |= flag
+    assert image.spmat[0].tolist() == [*rows, finest - 400, 7 * skip | (finest - 1200)]
+    assert image.spmat[1].tolist() == [400 | flag, 1000, 1600, skip | (finest - 800)]
+    assert image.codebook.shape == (0,)
+    one = 1 << 13 >> 6  # a 64th at gate_frac + bias_guard
+    assert image.bias.tolist() == [[one * k for k in (0, 3, 6, 9, 2, 5, 8, 11)],
+                                   [one * k for k in (1, 4, 7, 10)] + [0] * 4]
+    table, = image.states
+    assert (table.act, table.out_features, table.state, table.units, table.has_cell,
+            table.is_gru) == (2, 3, 0, 3, False, True)
+    cell, = [f for f in image.instructions if f["op"] == Op.CELL]
+    assert (cell["act"], cell["rows"], cell["rem"], cell["gates"]) == (2, 2, 1, 3)
+    assert config.acc_depth == 2 * 4 * 2
+
+
+def test_regions_of_a_stack():
+    layers = [RandomLayer(cell="lstm", size=9, proj=3, peepholes=True), LINEAR,
+              RandomLayer(cell="gru", size=6), RandomLayer(cell="lstm", size=5, peepholes=True)]
+    network = random_recurrent(2, 10, layers)
+    config = size_for(network, 4)
+    image = compile_network(quantise(network, config), config)
+    assert [(t.name, t.act, t.out_features, t.state, t.units, t.results) for t in image.states] == [
+        ("layers.0", 8, 3, 0, 9, 9), ("layers.2", 9, 6, 12, 6, 12), ("layers.3", 11, 5, 18, 5, 18)]
+    assert (config.act_depth, config.state_depth, config.peephole_depth) == (13, 23, 14)
+    # L; A and P of the first; A of the second; twice A of the last.
+    assert config.acc_depth == 2 + (12 + 1) + 8 + 2 * 8
+    assert config.bias_depth == 12 + 1 + 2 + 8 + 8
+    assert len(image.peephole) == 14
+    cells = [f for f in image.instructions if f["op"] == Op.CELL]
+    assert [f["acc"] for f in cells] == [2, 14, 15, 23]
+    assert [f["state"] for f in cells] == [0, 9, 12, 18]
+    assert [f["peep"] for f in cells] == [0, 0, 0, 9]
+    assert [f["base"] for f in cells] == [0, 12, 15, 23]
+
+
+def test_sequential_matrices_start_at_equal_addresses():
+    network = random_recurrent(3, 9, [LSTM, LINEAR], code_bits=3)
+    config = size_for(network, 4, pointers=False, min_code_bits=3)
+    image = check_sequence(network, config, random_inputs(3, network, 3), arrived={1})
+    assert image.ptr.shape == (4, 0)
+    assert config.ptr_depth == 1
+    starts = {f["codebook"]: f["spmat"] for f in image.instructions if f["op"] == Op.SPMV}
+    begin = 0
+    for number, table in enumerate(image.layers):
+        assert starts[number] == begin
+        assert table.lengths.min() >= 1
+        begin += int(table.lengths.sum(axis=1).max())
+    assert config.spmat_depth == begin
+    assert image.entries < sum(len(words) for words in image.spmat)
+
+
+@pytest.mark.parametrize("field", [*LIMITS, "state_depth", "peephole_depth"])
+def test_smallest_recurrent_engine_fits_and_one_less_does_not(field):
+    network = random_recurrent(4, 9, [PROJECTED, LINEAR])
+    config = size_for(network, 4)
+    quantised = quantise(network, config)
+    compile_network(quantised, config)
+    need = getattr(config, field)
+    with pytest.raises(FitError, match=rf"needs {field} {need}, the engine has {need - 1}: use \S"):
+        compile_network(quantised, config.with_(**{field: need - 1}))
+
+
+def test_recurrent_networks_need_an_element_wise_unit():
+    network = random_recurrent(5, 4, [LSTM])
+    config = size_for(network, 2)
+    quantised = quantise(network, config)
+    with pytest.raises(FitError, match=r"needs state_depth 7, the engine has 0: use an engine for "
+                                       r"recurrent layers"):
+        compile_network(quantised, config.with_(state_depth=0))
+
+
+def test_shared_and_direct_weights_do_not_mix():
+    network = random_recurrent(6, 4, [LSTM])
+    config = size_for(network, 2)
+    direct = size_for(network, 2, direct_weights=True)
+    assert (direct.code_bits, direct.min_code_bits, direct.entry_bits) == (12, 12, 17)
+    assert direct.codebooks == 1
+    quantised = quantise(network, config)
+    with pytest.raises(FitError, match=r"was quantised for direct_weights False \(the engine has "
+                                       r"True\): quantise it for this"):
+        compile_network(quantised, direct.with_(acc_bits=config.acc_bits))
+
+
+def test_size_for_recurrent_networks():
+    shared = random_recurrent(7, 6, [LSTM, LINEAR], code_bits=5)
+    config = size_for(shared, 4)
+    assert (config.acc_bits, config.shift_bits) == (36, 4)
+    assert (config.code_bits, config.min_code_bits, config.entry_bits) == (5, 5, 9)
+    assert not config.direct_weights
+    assert (config.state_depth, config.peephole_depth) == (7, 0)
+    assert size_for(shared, 4, acc_bits=40, shift_bits=5).acc_bits == 40
+    fixed = random_recurrent(7, 6, [LSTM, LINEAR], fixed_bits=10)
+    config = size_for(fixed, 4, channels=3)
+    assert (config.direct_weights, config.code_bits, config.entry_bits) == (True, 10, 15)
+    assert config.channels == 3
+    assert size_for(quantise(fixed, config), 4, channels=3) == config
+    with pytest.raises(ValueError, match="act_bits must be at least 8 for recurrent layers"):
+        size_for(random_recurrent(7, 6, [LSTM], act_bits=7, in_frac=3), 4)
+
+
+@pytest.mark.parametrize("steps", [1, 300])
+def test_long_and_short_sequences(steps):
+    network = random_recurrent(8, 3, [PROJECTED])
+    inputs = random_inputs(8, network, steps)
+    check_sequence(network, size_for(network, 2), inputs, cut=steps // 2, arrived=range(steps))
