@@ -44,7 +44,8 @@ def instruction_fields(config: EngineConfig) -> dict[str, int]:
     ``op`` (`Op`), ``last`` (end of the program), ``from_input`` (SPMV reads the oldest full input
     buffer instead of ``act``), ``act`` (first address of the region read or written), ``rows``
     (rows of that region), ``rem`` (PEs with an element in the last row, 1 to ``n_pes``), ``base``
-    (first column pointer of SPMV, first bias of WRITE), ``codebook``, ``code_sel`` (code width
+    (first column pointer of SPMV, first bias of WRITE and CELL), ``codebook``, or in its place
+    where weights are stored directly ``align`` (zeros below a weight), ``code_sel`` (code width
     minus ``min_code_bits``), ``shift`` (minus ``shift_base + bias_guard``), ``relu``.
 
     Without pointers: ``spmat`` (SPMV: address of the matrix in every PE).

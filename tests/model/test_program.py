@@ -15,12 +15,12 @@ def test_fields_of_the_demonstration_engine():
     config = PRESETS["demo"]
     fields = instruction_fields(config)
     assert list(fields.items()) == [
-        ("op", 2), ("last", 1), ("from_input", 1), ("act", 9), ("rows", 10), ("rem", 4),
+        ("op", 3), ("last", 1), ("from_input", 1), ("act", 9), ("rows", 10), ("rem", 4),
         ("base", 11), ("codebook", 2), ("code_sel", 1), ("shift", 3), ("relu", 1)]
-    assert instruction_bits(config) == 45
+    assert instruction_bits(config) == 46
     assert encode(config, op=Op.OUTPUT, last=1, act=1, rows=3, rem=8) == (
-        2 | 1 << 2 | 1 << 4 | 3 << 13 | 8 << 23)
-    assert encode(config, op=Op.WRITE, relu=1) == 1 | 1 << 44
+        2 | 1 << 3 | 1 << 5 | 3 << 14 | 8 << 24)
+    assert encode(config, op=Op.WRITE, relu=1) == 1 | 1 << 45
 
 
 @pytest.mark.parametrize("config", [

@@ -4,7 +4,12 @@ import numpy as np
 
 from openese.model.config import EngineConfig
 from openese.model.quantise import quantise
-from openese.model.random_network import random_inputs, random_network
+from openese.model.random_network import (
+    RandomLayer,
+    random_inputs,
+    random_network,
+    random_recurrent,
+)
 from openese.model.reference import run_reference
 
 
@@ -48,3 +53,34 @@ def test_negative_headroom_saturates():
         inputs = random_inputs(2, network, 20)
         saturations.append(run_reference(quantise(network, config), inputs).saturations)
     assert saturations[0] == 0 < saturations[1]
+
+
+LAYERS = [RandomLayer(cell="lstm", size=20, proj=8, peepholes=True),
+          RandomLayer(cell="gru", size=9),
+          RandomLayer(cell="rnn_relu", size=6, bias=False), RandomLayer(cell="linear", size=4)]
+
+
+def test_recurrent_networks_are_as_asked():
+    a, b = (random_recurrent(5, 7, LAYERS) for _ in range(2))
+    lstm, gru, rnn, linear = a.layers
+    assert (lstm.cell, lstm.hidden_size, lstm.out_features) == ("lstm", 20, 8)
+    assert lstm.peephole is not None
+    assert (gru.cell, gru.slots, gru.out_frac) == ("gru", 4, 15)
+    assert rnn.bias is None
+    assert (linear.out_features, linear.relu) == (4, False)
+    for left, right in zip(lstm.matrices.values(), b.layers[0].matrices.values(), strict=True):
+        assert left.dense().tolist() == right.dense().tolist()
+        assert left.code_bits == 4
+    fixed = random_recurrent(5, 7, LAYERS, fixed_bits=12)
+    assert fixed.layers[0].w_ih.bits == 12
+    assert random_inputs(1, a, (5, 3)).shape == (5, 3, 7)
+
+
+def test_cells_work_in_their_interesting_range():
+    network = random_recurrent(6, 7, [RandomLayer(cell="lstm", size=40, peepholes=True)])
+    layer, = network.layers
+    x = random_inputs(6, network, (100, 4)) / 2.0 ** network.in_frac
+    y, (_, c) = layer.forward(x)
+    assert 0.1 < y.std() < 0.8
+    assert 0.2 < c.std() < 8
+    assert 8 <= layer.cell_frac <= 15
