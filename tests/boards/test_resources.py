@@ -1,0 +1,85 @@
+"""Proves that the list of an engine's memories is that of its RTL, and that block RAMs are counted
+as Yosys will use them: never fewer, and no more but where it mixes shapes.
+"""
+
+import re
+from collections import Counter
+
+import pytest
+from amaranth.back import rtlil
+from amaranth.hdl import Module, Signal
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from openese.boards.build import KEEP, synthesise
+from openese.hdl.engine import Engine
+from openese.model.config import PRESETS, EngineConfig
+from openese.model.resources import EngineMemory, block_rams, engine_memories
+
+LSTM = EngineConfig(n_pes=2, state_depth=48, peephole_depth=20, acc_bits=36, shift_bits=4)
+
+CONFIGS = [
+    PRESETS["demo"], LSTM, LSTM.with_(channels=3, pointers=False),
+    LSTM.with_(direct_weights=True, code_bits=12, entry_bits=17, peephole_depth=0, n_pes=5),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_all_memories_of_the_rtl(config):
+    found = Counter((int(words), int(width)) for width, words in re.findall(
+        r"^\s*memory width (\d+) size (\d+) ", rtlil.convert(Engine(config)), re.M))
+    listed = Counter()
+    for entry in engine_memories(config):
+        listed[entry.words, entry.width] += entry.count
+    assert found == listed
+
+
+class Memories(wiring.Component):
+    """Memories beside each other, each with all of its ports outside."""
+
+    def __init__(self, sizes: list[EngineMemory]):
+        self.sizes = sizes
+        super().__init__({"x": In(1), "y": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        chain = self.x
+        for k, size in enumerate(self.sizes):
+            lane = size.width // size.lanes
+            m.submodules[f"memory_{k}"] = mem = memory.Memory(
+                shape=data.ArrayLayout(lane, size.lanes), depth=size.words, init=[])
+            write = mem.write_port(granularity=1 if size.lanes > 1 else None)
+            read = mem.read_port()
+            # One long shift register feeds all inputs, so that Yosys has nothing to simplify.
+            for port in (write.en, write.addr, write.data, read.addr, read.en):
+                value = port.as_value() if hasattr(port, "as_value") else port
+                bits = Signal(len(value), name=f"bits_{k}")
+                m.d.sync += bits.eq(bits << 1 | chain)
+                m.d.comb += value.eq(bits)
+                chain = bits[-1]
+            after = Signal(name=f"after_{k}")
+            m.d.sync += after.eq(read.data.as_value().xor() ^ chain)
+            chain = after
+        m.d.comb += self.y.eq(chain)
+        return m
+
+
+@pytest.mark.parametrize(("words", "width", "lanes"), [
+    (64, 18, 1), (72, 18, 1), (96, 9, 1), (128, 9, 1), (6144, 9, 1), (6145, 9, 1), (1536, 16, 1),
+    (1024, 48, 1), (512, 25, 1), (40, 34, 2), (32, 34, 2), (48, 48, 3), (256, 51, 3)])
+def test_block_rams_are_those_of_yosys(words, width, lanes):
+    size = EngineMemory("", 1, words, width, lanes)
+    cells = synthesise(Memories([size])).cells
+    assert cells.get("DP16KD", 0) == size.brams
+    assert bool(cells.get("TRELLIS_DPR16X4", 0)) == (size.brams == 0)
+
+
+def test_block_rams_of_an_engine():
+    config = LSTM.with_(spmat_depth=300, ptr_depth=40, bias_depth=40, act_depth=20)
+    cells = synthesise(Engine(config), keep=KEEP).cells
+    assert cells["DP16KD"] == sum(entry.brams for entry in engine_memories(config))
+
+
+def test_shapes_of_a_block():
+    assert [block_rams(*size) for size in ((2048, 9), (2049, 9), (512, 36), (512, 37), (16385, 1))
+            ] == [1, 2, 1, 2, 2]
