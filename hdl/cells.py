@@ -182,7 +182,7 @@ class Cells(wiring.Component):
                     m.d.sync += command.state.eq(command.state + 1)
                     m.next = "READ"
                     with m.If(finished):
-                        m.next = "IDLE"
+                        m.next = "SETTLE"
         return m
 
     def _load(self, m: Module, elementwise: ElementWise) -> None:
@@ -215,8 +215,8 @@ class Cells(wiring.Component):
         with m.If(units.o_valid & (units.o_pe == config.n_pes - 1)):
             m.d.sync += left.eq(left - 1)
         with m.If(self.start):
-            m.d.sync += [left.eq(self.command.rows), state.eq(self.command.state),
-                         peep.eq(self.command.peep)]
+            m.d.sync += [left.eq(Mux(self.command.op == Op.CELL, self.command.rows, 0)),
+                         state.eq(self.command.state), peep.eq(self.command.peep)]
         return left != 0
 
     def _give_results(self, m: Module, command, results, skid: Skid):
