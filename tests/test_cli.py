@@ -95,6 +95,21 @@ def test_inspect_tells_what_fits(capsys, small):
     assert result["bytes"] == Path(SHIPPED).stat().st_size
     assert [row["name"] for row in result["rows"]] == ["ip1", "ip2", "ip3"]
     assert {row["name"]: row["fits"] for row in result["presets"]}["ulx3s-85f"]
+    (engine,) = result["engines"]
+    assert (engine["name"], engine["pes"], engine["fits"]) == ("ip1", 8, True)
+    assert [row["name"] for row in engine["rows"]] == ["ip1", "ip2", "ip3"]
+    assert sum(row["entries"] for row in engine["rows"]) == engine["entries"]
+
+
+def test_inspect_a_network_no_engine_of_so_few_pes_holds(capsys, tmp_path):
+    model = tmp_path / "big.ese"
+    save(model, random_network(1, [3000, 900], 0.4))
+    status, out, _ = run(capsys, "inspect", str(model), "--pes", "1", "--json")
+    assert status == 0
+    (engine,) = json.loads(out)["engines"]
+    assert not engine["fits"]
+    assert engine["reason"].startswith("no engine of 1 PEs fits: spmat_depth must be an integer")
+    assert engine["reason"] in run(capsys, "inspect", str(model), "--pes", "1")[1]
 
 
 def test_verilog_has_stable_ports(capsys, small, tmp_path):
@@ -160,6 +175,10 @@ def test_model_too_large_for_the_preset(capsys, tmp_path):
     (["verilog", SHIPPED, "-o", "x.v", "--preset", "none"], "unknown preset 'none'; presets: "),
     (["verilog", SHIPPED, "-o", "x.v", "--preset", "demo", "--pes", "4"],
      "give --pes or --preset, not both"),
+    (["inspect", SHIPPED, "--pes", "0"], "n_pes must be an integer from 1 to 256, not 0"),
+    (["inspect", SHIPPED, "--entry-bits", "4"],
+     "entry_bits must be larger than code_bits (4) to leave an index, not 4"),
+    (["bench", "ese", "--steps", "0"], "--steps must be 1 or more, not 0"),
     (["build", SHIPPED, "--board", "none"], "no board is called 'none'; there are: ulx3s-85f"),
 ])
 def test_wrong_options(capsys, tmp_path, monkeypatch, arguments, text):
@@ -173,9 +192,9 @@ def test_inputs_that_are_no_arrays(capsys, small, tmp_path):
     text_file.write_text("hello")
     np.savez(other, z=np.zeros(3))
     np.savez(pickled, x=np.array([{}], dtype=object))
-    assert "not a readable .npz file" in fails(capsys, "simulate", small[0], str(text_file))
+    assert "not a readable .npz or .npy file" in fails(capsys, "simulate", small[0], str(text_file))
     assert "needs an array named x" in fails(capsys, "simulate", small[0], str(other))
-    assert "not a readable .npz file" in fails(capsys, "simulate", small[0], str(pickled))
+    assert "not a readable .npz or .npy file" in fails(capsys, "simulate", small[0], str(pickled))
 
 
 def test_a_reader_that_stops_early_is_no_error():

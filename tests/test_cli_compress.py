@@ -85,6 +85,15 @@ def test_weights_of_any_module_by_options(folder, capsys):
      "--weights-only makes no network for an engine and needs no --calibration"),
     (["net.py:chain", "--recipe", "r.toml", "--code-bits", "0"],
      "--recipe says everything but -o; leave out model, code-bits"),
+    (["--recipe", "r.toml", "--weight-kind", "linear"],
+     "--recipe says everything but -o; leave out weight-kind"),
+    (["net.py:chain", "-o", "n.ese", "--calibration", "x.npz", "--weight-kind", "linear"],
+     "weights='linear' needs a recurrent layer; the model has none"),
+    (["net.py:lstm", "-o", "n.ese", "--calibration", "x.npz"],
+     "calibration must have shape (steps, n, 6) or (steps, 6), as the model takes it, "
+     "not (30, 20)"),
+    (["net.py:lstm", "-o", "n.ese", "--weights-only", "--weight-kind", "linear", "--code-bits",
+      "1"], "'weight_ih_l0': bits must be 2 to 16, not 1"),
     (["--recipe", "r.toml"], "r.toml: cannot be read (No such file or directory); check the path"),
     (["net.py:chain", "-o", "n.ese", "--weights-only", "--code-bits", "0"],
      "'0.weight': code_bits must be 1 to 8, not 0"),
@@ -96,12 +105,35 @@ def test_mistakes_are_one_line(folder, capsys, arguments, text):
     assert not Path("n.ese").exists()
 
 
-def test_a_recurrent_model_is_no_network(folder, capsys):
-    np.savez("x.npz", x=np.zeros((3, 6)))
-    status, _, err = run(capsys, "compress", "net.py:lstm", "--calibration", "x.npz", "-o", "n.ese")
-    assert status == 1
-    assert "LSTM" in err
-    assert err.endswith("use compress_weights\n")
+@pytest.mark.parametrize(("kind", "stored", "bits"), [("shared", "shared", 4),
+                                                      ("linear", "fixed", 12)])
+def test_a_recurrent_model_becomes_a_network_that_simulates(folder, capsys, kind, stored, bits):
+    x = np.random.default_rng(1).normal(size=(5, 3, 6))
+    np.savez("x.npz", x=x)
+    status, out, _ = run(capsys, "compress", "net.py:lstm", "--calibration", "x.npz", "--density",
+                         "0.5", "--weight-kind", kind, "-o", "n.ese", "--json")
+    assert status == 0
+    rows = {row["name"]: row for row in json.loads(out)["rows"]}
+    assert [rows[f"0.{name}"]["shape"] for name in ("weight_ih", "weight_hh")] == [[32, 6], [32, 8]]
+    for name in ("0.weight_ih", "0.weight_hh"):
+        assert (rows[name]["stored"], rows[name]["code_bits"]) == (stored, bits)
+        assert rows[name]["density"] == 0.5
+    np.savez("x.npz", x=x[:, 0])
+    status, out, _ = run(capsys, "simulate", "n.ese", "x.npz", "--pes", "3", "--backend",
+                         "amaranth", "--json")
+    data = json.loads(out)
+    assert status == 0
+    assert (data["mismatches"], data["outputs"], data["vectors"]) == (0, 40, 5)
+    assert data["snr_db"] > 40
+
+
+def test_linear_weights_without_an_engine(folder, capsys):
+    status, _, _ = run(capsys, "compress", "net.py:lstm", "--weights-only", "--weight-kind",
+                       "linear", "-o", "m.ese")
+    assert status == 0
+    matrices = [tensor.matrix for tensor in load("m.ese").tensors if "weight" in tensor.name]
+    assert [type(matrix).__name__ for matrix in matrices] == ["FixedMatrix"] * 2
+    assert {matrix.code_bits for matrix in matrices} == {12}
 
 
 @pytest.mark.parametrize("command", [["simulate", "m.ese", "x.npz"], ["verilog", "m.ese", "-o",
