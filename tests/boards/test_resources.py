@@ -13,8 +13,11 @@ from amaranth.lib.wiring import In, Out
 
 from openese.boards.build import KEEP, synthesise
 from openese.hdl.engine import Engine
+from openese.model.compile import compile_network, size_for
 from openese.model.config import PRESETS, EngineConfig
-from openese.model.resources import EngineMemory, block_rams, engine_memories
+from openese.model.quantise import quantise
+from openese.model.random_network import random_network
+from openese.model.resources import EngineMemory, block_rams, engine_memories, engine_report
 
 LSTM = EngineConfig(n_pes=2, state_depth=48, peephole_depth=20, acc_bits=36, shift_bits=4)
 
@@ -75,7 +78,7 @@ def test_block_rams_are_those_of_yosys(words, width, lanes):
 
 
 def test_block_rams_of_an_engine():
-    config = LSTM.with_(spmat_depth=300, ptr_depth=40, bias_depth=40, act_depth=20)
+    config = LSTM.with_(n_pes=1, channels=2, spmat_depth=300, ptr_depth=40, act_depth=100)
     cells = synthesise(Engine(config), keep=KEEP).cells
     assert cells["DP16KD"] == sum(entry.brams for entry in engine_memories(config))
 
@@ -83,3 +86,12 @@ def test_block_rams_of_an_engine():
 def test_shapes_of_a_block():
     assert [block_rams(*size) for size in ((2048, 9), (2049, 9), (512, 36), (512, 37), (16385, 1))
             ] == [1, 2, 1, 2, 2]
+
+
+def test_devices():
+    network = random_network(1, [12, 9], 0.5)
+    config = size_for(network, 2)
+    image = compile_network(quantise(network, config), config)
+    assert engine_report(image, "LFE5U-25F")["brams_available"] == 56
+    with pytest.raises(ValueError, match=r"^no device is called 'LFE5U-12F'; there are: LFE5U-25F,"):
+        engine_report(image, "LFE5U-12F")
