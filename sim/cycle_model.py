@@ -1,15 +1,22 @@
 """The cycle model: predicts every cycle of the engine without simulating its RTL.
 
 Exact, not an estimate: tests compare it with the RTL cycle by cycle over random models and
-configurations. It assumes what a benchmark wants to know: input always offered, output always
-taken, a model held in the memories since power-up. Cycle 0 is the first one after reset.
+configurations, feed-forward and recurrent, with and without pointers, of one channel and of
+several. It knows no numbers, only when they move: columns, entries, tokens and results.
+
+It assumes what a benchmark wants to know: input always offered until the last vector, output
+always taken, a model held in the memories since power-up. Cycle 0 is the first one after reset.
 """
 
+from collections import deque
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openese.hdl.cells import results_depth, token_period
+from openese.hdl.elementwise import ElementWise
 from openese.model.compile import Image, LayerTable
 from openese.model.config import (
     ACC_LATENCY,
@@ -20,29 +27,41 @@ from openese.model.config import (
     WRITE_BACK_LATENCY,
     EngineConfig,
 )
+from openese.model.program import Op
 from openese.model.reference import Reference
 
 __all__ = ["CyclePrediction", "LayerCycles", "predict_cycles"]
 
-#: From a PE taking a column to its first entry being added into the accumulator memory.
-_ENTRY_TO_WRITTEN = (
-    SPMAT_READ_LATENCY + DECODE_LATENCY + MULTIPLY_LATENCY + ACC_LATENCY - 1)
+#: From a PE giving an entry to the decoder to it being added into the accumulator memory.
+_ENTRY_TO_WRITTEN = DECODE_LATENCY + MULTIPLY_LATENCY + ACC_LATENCY - 1
+#: From a PE taking a fence from its queue to its signal falling.
+_FENCE = MULTIPLY_LATENCY + 2
+#: From the element-wise unit giving a result to the queue behind it offering it.
+_RESULT_QUEUE = 2
+#: Cycles to fill the empty matrix read of an engine without pointers.
+_JUMP = 3
 
 
 @dataclass(frozen=True)
 class LayerCycles:
-    """Where the cycles of one layer of one vector went.
+    """Where the cycles of one matrix for one vector went.
+
+    Columns, entries and stalls belong to the step that needs the matrix's result, though a
+    recurrent layer's state (and the next input) are multiplied before that step's pass begins.
 
     Parameters
     ----------
     name
-        The layer.
+        The matrix, as in the image's tables.
     cycles
-        From its first to its last cycle: matrix work, draining and write-back.
+        Of a linear layer, from its first to its last cycle: matrix work, draining and write-back.
+        Of a recurrent layer's matrix, `matrix_cycles`.
     matrix_cycles
-        Of these, until all PEs had finished the matrix.
+        Of a linear layer, until all PEs had finished the matrix. Of a recurrent layer's matrix,
+        from the first cycle to that of the last column's broadcast; the PEs may finish later,
+        beside the next matrix.
     columns
-        Non-zero activations broadcast.
+        Columns broadcast: those with a non-zero activation, or all in an engine without pointers.
     entries, fillers
         Matrix entries read by all PEs, and the fillers among them.
     stalls
@@ -65,21 +84,25 @@ class LayerCycles:
 
 @dataclass(frozen=True)
 class CyclePrediction:
-    """Cycles of a run of vectors.
+    """Cycles of a run of vectors, or of the steps of a sequence.
 
     Parameters
     ----------
     starts
-        int64 ``(n,)``: cycle in which the program pass of each vector began.
+        int64 ``(n,)``: cycle in which the program pass of each vector began to work on it, or
+        found that this had been done already.
     outputs
         int64 ``(n, out_features)``: cycle in which each output activation is transferred.
     layers
-        Per vector, its layers.
+        Per vector, its matrices in the order of the image's tables.
+    exposed
+        int64 ``(n,)``: of `cycles`, those in which the element-wise unit worked and no PE did.
     """
 
     starts: NDArray[np.int64]
     outputs: NDArray[np.int64]
     layers: list[list[LayerCycles]]
+    exposed: NDArray[np.int64]
 
     @property
     def cycles(self) -> NDArray[np.int64]:
@@ -91,145 +114,543 @@ class CyclePrediction:
 def predict_cycles(image: Image, reference: Reference) -> CyclePrediction:
     """Cycles of an engine with `image` in its memories for the vectors of `reference`.
 
-    Time: some 10 microseconds per non-zero activation.
+    Time: some 20 microseconds per cycle.
     """
-    config = image.config
-    instructions = image.instructions
-    tables = image.layers
-    n = len(reference.outputs)
-    loader = _InputLoader(config, image.in_rows)
-    status = config.status_latency
-
-    # After reset the accumulators are cleared, then IDLE and FETCH take a cycle each.
-    cleared = _write_back_end(config, 0, config.acc_depth)
-    loader.hold(0, cleared)
-    execute = cleared + 3
-
-    starts = np.zeros(n, dtype=np.int64)
-    outputs = np.zeros((n, image.out_features), dtype=np.int64)
-    layers = []
-    for vector in range(n):
-        execute = max(execute, loader.full(vector))
-        starts[vector] = execute
-        done = []
-        for number, table in enumerate(tables):
-            spmv, write = instructions[2 * number], instructions[2 * number + 1]
-            activations = reference.activations[number][vector]
-            matrix = _matrix_cycles(config, table, activations, execute)
-            if spmv["from_input"]:
-                loader.release(matrix.scanned)
-            end = max(matrix.scanned + config.drain_wait, matrix.finished + status + 1)
-            written = _write_back_end(config, end + 1, write["rows"])
-            loader.hold(end + 1, written)
-            active = np.flatnonzero(activations)
-            done.append(LayerCycles(
-                table.name, written + 1 - execute, end + 1 - execute, len(active),
-                int(table.lengths[:, active].sum()), int(table.fillers[:, active].sum()),
-                matrix.stalls))
-            execute = written + 1
-        first = execute + config.scan_latency
-        outputs[vector] = first + np.arange(image.out_features)
-        execute = first + image.out_features
-        layers.append(done)
-    return CyclePrediction(starts, outputs, layers)
+    return _Engine(image, reference).run()
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Matrix:
-    scanned: int  # cycle in which the last row of activations was taken from the LNZD tree
-    finished: int  # last cycle in which any PE worked
-    stalls: int
+    """A matrix, and what it is multiplied by in each step."""
+
+    table: LayerTable
+    lengths: NDArray[np.int64]  # (columns, n_pes)
+    activations: NDArray[np.bool_]  # (steps, columns): not zero in all channels
 
 
-def _matrix_cycles(config: EngineConfig, table: LayerTable, activations: NDArray,
-                   execute: int) -> _Matrix:
-    """One SPMV whose scan is broadcast in cycle `execute`."""
-    padded = np.zeros(config.rows(table.in_features) * config.n_pes, dtype=np.int32)
-    padded[:table.in_features] = activations
-    rows = padded.reshape(-1, config.n_pes)
+@dataclass(eq=False)
+class _Spent:
+    """Where the cycles of a matrix in a step went, see `LayerCycles`."""
 
-    # The LNZD tree gives a row's non-zeros, or one item for a row of zeros (-1 here).
-    items: list[int] = []
-    for row, lanes in enumerate(rows != 0):
-        columns = np.flatnonzero(lanes)
-        items += (row * config.n_pes + columns).tolist() if len(columns) else [-1]
+    begin: int = 0
+    cycles: int = 0
+    matrix_cycles: int = 0
+    stalls: int = 0
 
-    lengths = np.ascontiguousarray(table.lengths.T, dtype=np.int64)
-    arrival, status = config.arrival_latency, config.status_latency
-    pes = np.arange(config.n_pes)
-    free = np.zeros(config.n_pes, dtype=np.int64)  # first cycle in which a PE can take a column
-    finished = -1
-    pushed = np.zeros(config.n_pes, dtype=np.int64)
-    taken = np.zeros((len(items) + 1, config.n_pes), dtype=np.int64)  # when the k-th was taken
-    sent: list[int] = []
-    until: list[int] = [0]  # until when the queues stall, once so many columns are counted
-    counted = 0
-    cycle = execute + config.scan_latency - 1
-    stalls = 0
-    for column in items:
-        candidate = cycle = cycle + 1
-        while True:
-            # Columns that the queues had counted when the status now seen was formed.
-            while counted < len(sent) and sent[counted] <= cycle - status - arrival:
-                counted += 1
-            if until[counted] < cycle:
-                break
-            cycle = until[counted] + 1
-        stalls += cycle - candidate
-        if column < 0:
-            continue
-        length = lengths[column]
-        busy = length > 0
-        take = np.maximum(free, cycle + arrival)
-        free = np.where(busy, take + length, free)
-        taken[pushed[busy], pes[busy]] = take[busy]
-        pushed = pushed + busy
-        sent.append(cycle)
-        finished = cycle + config.broadcast_latency + PTR_READ_LATENCY
-        full = pushed >= config.queue_depth
-        oldest = taken[(pushed - config.queue_depth)[full], pes[full]]
-        until.append(int(oldest.max()) + status if full.any() else 0)
-    worked = pushed > 0
-    if worked.any():
-        # `free` is the cycle in which a PE's last entry is addressed.
-        finished = max(finished, int(free[worked].max()) + _ENTRY_TO_WRITTEN - 1)
-    return _Matrix(cycle, finished, stalls)
+    def end(self, cycle: int) -> None:
+        """The matrix is done with this cycle, as far as is known."""
+        self.cycles = self.matrix_cycles = cycle + 1 - self.begin
 
 
-def _write_back_end(config: EngineConfig, execute: int, rows: int) -> int:
-    """Last cycle of a WRITE executed in cycle `execute`."""
-    last = execute + config.broadcast_latency + WRITE_BACK_LATENCY + rows - 1
-    return max(execute + config.drain_wait, last + config.status_latency + 1)
+@dataclass(eq=False)
+class _Scan:
+    """An SPMV under way."""
+
+    items: list[int]  # columns in the order they come; -1 only takes a cycle
+    lengths: NDArray[np.int64]
+    first: int  # cycle in which the first one can come, if they are not fed
+    fed: bool
+    spent: _Spent
+    place: int = 0
+    begins: bool = True
 
 
-class _InputLoader:
-    """When input vectors have arrived, given that the stream always offers a beat."""
+def _instructions_of_pass(image: Image) -> list[dict[str, int]]:
+    instructions = image.instructions
+    last = [instruction["last"] for instruction in instructions].index(1)
+    return instructions[:last + 1]
 
-    def __init__(self, config: EngineConfig, in_rows: int):
+
+def _matrix_numbers(image: Image, instructions: list[dict[str, int]]) -> list[int]:
+    """Matrices that instructions multiply, by where they lie; -1 where there is none."""
+    pointers = image.config.pointers
+    sizes = [table.in_features if pointers else int(table.lengths.sum(axis=1).max())
+             for table in image.layers]
+    places = np.cumsum([0, *sizes[:-1]]).tolist()
+    field = "base" if pointers else "spmat"
+    return [places.index(instruction[field]) if instruction["op"] == Op.SPMV else -1
+            for instruction in instructions]
+
+
+class _Pes:
+    """All PEs, from the queues to the accumulators.
+
+    A cycle is `advance`. Then `full`, `busy` and `working` tell what the PEs see in it.
+    """
+
+    def __init__(self, config: EngineConfig):
+        n, depth = config.n_pes, config.queue_capacity
+        self._config = config
+        self._arriving: deque[tuple[int, NDArray[np.int64] | None, bool]] = deque()
+        self._pes = np.arange(n)
+        self._lengths = np.zeros((depth, n), dtype=np.int64)  # of waiting columns; fences are 0
+        self._begins = np.zeros((depth, n), dtype=bool)  # the column is the first of its matrix
+        self._head = np.zeros(n, dtype=np.int64)
+        self._count = np.zeros(n, dtype=np.int64)
+        self._tokens: deque[tuple[int, int]] = deque()
+        self._busy_until = -1
+        self._fences = 0  # not taken yet
+        self._fence_end = 0
+        # With pointers: entries of the column taken last that are still to be addressed, and
+        # whether the stages behind hold one. Without: entries of the column at the head that are
+        # still to come, and when the next can.
+        self._left = np.zeros(n, dtype=np.int64)
+        self._stages = [np.zeros(n, dtype=bool) for _ in range(SPMAT_READ_LATENCY)]
+        self._open = np.zeros(n, dtype=bool)
+        self._ready = np.zeros(n, dtype=np.int64)
+        self._quiet = True
+        # Per cycle.
+        self.full: list[bool] = []
+        self.busy: list[bool] = []
+        self.working: list[bool] = []
+
+    def column(self, cycle: int, lengths: NDArray[np.int64] | None, begins: bool) -> None:
+        """A column is broadcast in this cycle, or a fence (``None``)."""
+        self._seem_busy(cycle + self._config.broadcast_latency + PTR_READ_LATENCY)
+        self._arriving.append((cycle + self._config.arrival_latency, lengths, begins))
+
+    def fence(self, cycle: int) -> None:
+        """CELL is broadcast in this cycle."""
+        self.column(cycle, None, False)
+        self._fences = self._config.n_pes
+
+    def write(self, cycle: int, rows: int) -> None:
+        """WRITE is broadcast in this cycle."""
+        self._seem_busy(cycle + self._config.broadcast_latency + WRITE_BACK_LATENCY + rows - 1)
+
+    def token(self, cycle: int, gates: int) -> None:
+        """A token comes to PE 0 in this cycle."""
+        self._tokens.append((cycle, gates))
+        self._seem_busy(cycle + self._config.n_pes + gates + WRITE_BACK_LATENCY - 2)
+
+    def fenced(self, cycle: int) -> bool:
+        """Whether some PE gives its fence signal."""
+        return self._fences > 0 or cycle < self._fence_end
+
+    def advance(self, cycle: int) -> None:
+        """One more cycle."""
+        if self._arriving and self._arriving[0][0] == cycle:
+            self._push(*self._arriving.popleft()[1:])
+        if self._quiet:
+            self.full.append(False)
+            self.working.append(False)
+            self.busy.append(cycle <= self._busy_until)
+            return
+        self.full.append(int(self._count.max()) >= self._config.queue_depth)
+        waiting = bool(self._count.any())
+        go = self._going(cycle)
+        inside, gives = (self._read if self._config.pointers else self._stream)(cycle, go)
+        if gives:
+            self._seem_busy(cycle + _ENTRY_TO_WRITTEN)
+        self.working.append(gives)
+        self.busy.append(waiting or inside or cycle <= self._busy_until)
+        self._quiet = not (waiting or inside)
+
+    def _seem_busy(self, until: int) -> None:
+        self._busy_until = max(self._busy_until, until)
+
+    def _push(self, lengths: NDArray[np.int64] | None, begins: bool) -> None:
+        pes = self._pes if lengths is None else np.flatnonzero(lengths)
+        place = (self._head[pes] + self._count[pes]) % len(self._lengths)
+        self._lengths[place, pes] = 0 if lengths is None else lengths[pes]
+        self._begins[place, pes] = begins
+        self._count[pes] += 1
+        self._quiet = False
+
+    def _pop(self, pes: NDArray[np.int64]) -> None:
+        self._head[pes] = (self._head[pes] + 1) % len(self._lengths)
+        self._count[pes] -= 1
+
+    def _pop_fences(self, cycle: int, count: int, latency: int) -> None:
+        self._fences -= count
+        self._fence_end = max(self._fence_end, cycle + latency)
+
+    def _going(self, cycle: int) -> NDArray[np.bool_] | None:
+        """PEs whose matrix read does not stand still for a drain; ``None``: all."""
+        n = self._config.n_pes
+        while self._tokens and cycle - sum(self._tokens[0]) >= n:
+            self._tokens.popleft()
+        if not self._tokens:
+            return None
+        go = np.ones(n, dtype=bool)
+        for sent, gates in self._tokens:
+            go[max(0, cycle - sent - gates):max(0, cycle - sent)] = False
+        return go
+
+    def _read(self, cycle: int, go: NDArray[np.bool_] | None) -> tuple[bool, bool]:
+        """Whether the matrix read holds an entry, and whether it gives one."""
+        free = (self._left == 0) & (self._count > 0)
+        if go is not None:
+            free &= go
+        taking = np.flatnonzero(free)
+        if len(taking):
+            lengths = self._lengths[self._head[taking], taking]
+            self._pop(taking)
+            self._left[taking] = lengths
+            if self._fences:
+                fences = int(np.count_nonzero(lengths == 0))
+                if fences:
+                    self._pop_fences(cycle, fences, SPMAT_READ_LATENCY + _FENCE)
+        entering, (first, second, third) = self._left > 0, self._stages
+        if go is None:
+            self._left -= entering
+            self._stages = [entering, first, second]
+            gives = bool(third.any())
+        else:
+            self._left -= entering & go
+            self._stages = [np.where(go, after, before) for before, after in zip(
+                self._stages, (entering, first, second), strict=True)]
+            gives = bool((third & go).any())
+        return bool((entering | first | second | third).any()), gives
+
+    def _stream(self, cycle: int, go: NDArray[np.bool_] | None) -> tuple[bool, bool]:
+        """As `_read`, without pointers."""
+        waits = self._count > 0
+        opening = np.flatnonzero(waits & ~self._open)
+        if len(opening):
+            heads = self._head[opening]
+            self._left[opening] = self._lengths[heads, opening]
+            self._ready[opening] = np.where(self._begins[heads, opening], cycle + _JUMP, cycle)
+            self._open[opening] = True
+        steps = waits & (self._ready <= cycle)
+        if go is not None:
+            steps &= go
+        fence = steps & (self._left == 0)
+        gives = steps & ~fence
+        self._left -= gives
+        done = np.flatnonzero(steps & (self._left == 0))
+        if len(done):
+            self._pop(done)
+            self._open[done] = False
+            if self._fences:
+                fences = int(np.count_nonzero(fence))
+                if fences:
+                    self._pop_fences(cycle, fences, _FENCE)
+        return False, bool(gives.any())
+
+
+class _Inputs:
+    """The input buffer: when vectors have arrived, given that the stream always offers a beat."""
+
+    def __init__(self, config: EngineConfig, in_rows: int, vectors: int):
         self._beats = in_rows * config.n_pes // config.input_lanes
-        self._holds: list[tuple[int, int]] = []
-        self._releases: list[int] = []
-        self._next_beat = 0
+        self._vectors = vectors  # not complete yet
+        self._left = self._beats
+        self._full = 0
 
-    def hold(self, first: int, last: int) -> None:
-        """Write-back owns the memories from cycle `first` to `last`; calls in order of time."""
-        self._holds.append((first, last))
+    @property
+    def full(self) -> bool:
+        """Whether a vector waits."""
+        return self._full > 0
 
-    def release(self, cycle: int) -> None:
-        """The oldest vector has been scanned in this cycle."""
-        self._releases.append(cycle)
+    def advance(self, hold: bool, release: bool) -> None:
+        """One more cycle."""
+        takes = self._full < 2 and self._vectors > 0 and not hold
+        if release:
+            self._full -= 1
+        if takes:
+            self._left -= 1
+            if self._left == 0:
+                self._left = self._beats
+                self._full += 1
+                self._vectors -= 1
 
-    def full(self, vector: int) -> int:
-        """First cycle in which the sequencer sees this vector; calls in order of vectors."""
-        cycle, beats = self._next_beat, self._beats
-        if vector >= 2:
-            cycle = max(cycle, self._releases[vector - 2] + 1)
-        for first, last in self._holds:
-            if last < cycle:
-                continue
-            if first - cycle >= beats:
-                break
-            beats -= max(0, first - cycle)
-            cycle = max(cycle, last + 1)
-        self._next_beat = cycle + beats
-        return self._next_beat
+
+class _CellsState(Enum):
+    IDLE = auto()
+    FENCE = auto()
+    RUN = auto()
+    SETTLE = auto()
+
+
+class _Cells:
+    """`openese.hdl.cells.Cells`: tokens out, results back, one CELL at a time."""
+
+    def __init__(self, config: EngineConfig, pes: _Pes):
+        self._config, self._pes = config, pes
+        self._period = token_period(config)
+        self._room = results_depth(config) - config.n_pes
+        self._state = _CellsState.IDLE
+        self._results: deque[int] = deque()  # cycles in which they come to the queue's end
+        self._wait_until = self._tokens = self._reserved = 0
+        self._arriving_until = self._sent_until = -1
+        self._place = self._total = 0
+        self._cell: dict[str, int] = {}
+        self.beat = False  # a beat goes to the activation memories, and no input does
+
+    @property
+    def idle(self) -> bool:
+        """Whether a CELL may start."""
+        return self._state is _CellsState.IDLE
+
+    def offers(self, cycle: int) -> bool:
+        """Whether a result waits."""
+        return bool(self._results) and self._results[0] <= cycle
+
+    @property
+    def feeds(self) -> bool:
+        """Whether results wait for an SPMV to take them."""
+        return bool(self._cell["to_feed"])
+
+    def start(self, cycle: int, cell: dict[str, int]) -> None:
+        """Begin a CELL in this cycle, at the end of it."""
+        self._cell = cell
+        self._state = _CellsState.FENCE
+        self._wait_until = cycle + self._config.drain_wait
+        self._tokens, self._reserved, self._place = cell["rows"], 0, 0
+        self._total = (cell["rows"] - 1) * self._config.n_pes + cell["rem"]
+
+    def advance(self, cycle: int, taken: bool) -> bool:
+        """One more cycle, in which a result is taken or not; whether it goes to the output."""
+        self.beat = False
+        if taken:
+            self._results.popleft()
+            self._place += 1
+            pe = (self._place - 1) % self._config.n_pes + 1
+            ends = pe % self._config.input_lanes == 0 or pe == self._config.n_pes
+            self.beat = bool(self._cell["to_act"]) and (ends or self._place == self._total)
+            if self._cell["to_out"]:
+                self._sent_until = cycle + 1
+        if self._state is _CellsState.FENCE:
+            fenced = self._pes.fenced(cycle - self._config.fan_levels)
+            if cycle >= self._wait_until and not fenced:
+                self._state, self._wait_until = _CellsState.RUN, 0
+        elif self._state is _CellsState.RUN:
+            if self._tokens and cycle >= self._wait_until and self._reserved <= self._room:
+                self._send_token(cycle)
+            self._reserved -= taken
+            if taken and self._place == self._total:
+                self._state = _CellsState.SETTLE
+        elif self._state is _CellsState.SETTLE and cycle > max(
+                self._arriving_until, self._sent_until):
+            self._state = _CellsState.IDLE
+        return taken and bool(self._cell["to_out"])
+
+    def _send_token(self, cycle: int) -> None:
+        n, gates = self._config.n_pes, self._cell["gates"] + 1
+        self._pes.token(cycle, gates)
+        self._wait_until = cycle + self._period
+        self._reserved += n
+        self._tokens -= 1
+        # A register in each of the PEs on the way, the gather tree, and one that holds the unit.
+        unit = cycle + WRITE_BACK_LATENCY + gates + self._config.fan_levels
+        result = unit + ElementWise.LATENCY + _RESULT_QUEUE
+        exist = n if self._tokens else self._cell["rem"]
+        self._results.extend(range(result, result + exist))
+        self._arriving_until = unit + n - 1
+
+
+class _Sequencing(Enum):
+    WAIT = auto()  # IDLE and FETCH, or NEXT
+    EXECUTE = auto()
+    SPMV = auto()
+    DRAIN = auto()
+    OUTPUT = auto()
+
+
+class _Engine:
+    """The sequencer, and around it what it commands."""
+
+    def __init__(self, image: Image, reference: Reference):
+        config = self._config = image.config
+        self._n, self._out_features = len(reference.outputs), image.out_features
+        self._program = _instructions_of_pass(image)
+        self._numbers = _matrix_numbers(image, self._program)
+        # Those that multiply the state of a recurrent layer.
+        self._recurrent = [number for number, instruction in zip(
+            self._numbers, self._program, strict=True) if instruction.get("first")]
+        self._matrices = [self._matrix(image, reference, number)
+                          for number in range(len(image.layers))]
+        self._pes = _Pes(config)
+        self._cells = _Cells(config, self._pes)
+        self._inputs = _Inputs(config, image.in_rows, self._n)
+
+        # After reset the accumulators are cleared, as by a WRITE.
+        self._pes.write(0, config.acc_depth)
+        self._state, self._begin, self._stopping = _Sequencing.DRAIN, 1, True
+        self._writing, self._release = True, False
+        self._pc = self._pass = 0
+        self._first, self._prefetched = True, False
+        self._at: dict[str, int] = {}  # instruction under way
+        self._scan: _Scan | None = None
+        self._out_from = 0
+
+        self._starts = np.zeros(self._n, dtype=np.int64)
+        self._outputs: list[int] = []
+        self._exposed: list[int] = []
+        # Per matrix and step, and for a step that does not come.
+        self._times = [[_Spent() for _ in range(self._n + 1)] for _ in image.layers]
+
+    def run(self) -> CyclePrediction:
+        """All passes."""
+        wanted, cycle = self._n * self._out_features, 0
+        while len(self._outputs) < wanted or cycle <= self._outputs[-1]:
+            self._pes.advance(cycle)
+            beat, idle = self._cells.beat, self._cells.idle
+            if not idle and not self._seen(self._pes.working, cycle):
+                self._exposed.append(cycle)
+            self._release = False
+            taken = not idle and not self._cells.feeds and self._cells.offers(cycle)
+            writing = self._writing
+            fed, cell = self._advance(cycle)
+            taken |= fed
+            if not idle and self._cells.advance(cycle, taken):
+                self._outputs.append(cycle + 1)
+            if cell is not None:
+                self._cells.start(cycle, cell)
+            self._inputs.advance(writing or self._writing or beat, self._release)
+            cycle += 1
+        outputs = np.array(self._outputs, dtype=np.int64).reshape(self._n, -1)
+        vector = np.searchsorted(outputs[:, -1], self._exposed)
+        return CyclePrediction(
+            self._starts, outputs,
+            [[self._layer_cycles(number, step) for number in range(len(self._matrices))]
+             for step in range(self._n)],
+            np.bincount(vector, minlength=self._n)[:self._n].astype(np.int64))
+
+    def _matrix(self, image: Image, reference: Reference, number: int) -> _Matrix:
+        table = image.layers[number]
+        activations = reference.activations[number].any(axis=1)
+        if number in self._recurrent:
+            # In the last step the state is multiplied for a step that does not come.
+            state = reference.state[self._recurrent.index(number)].h.any(axis=0)
+            activations = np.concatenate([activations, state[None]])
+        if not self._config.pointers:
+            activations = np.ones_like(activations)
+        return _Matrix(table, np.ascontiguousarray(table.lengths.T, dtype=np.int64), activations)
+
+    def _layer_cycles(self, number: int, step: int) -> LayerCycles:
+        matrix, spent = self._matrices[number], self._times[number][step]
+        active = matrix.activations[step]
+        return LayerCycles(
+            matrix.table.name, spent.cycles, spent.matrix_cycles, int(np.count_nonzero(active)),
+            int(matrix.table.lengths[:, active].sum()), int(matrix.table.fillers[:, active].sum()),
+            spent.stalls)
+
+    def _seen(self, history: list[bool], cycle: int) -> bool:
+        """What the status tree shows in this cycle of what the PEs show."""
+        before = cycle - self._config.status_latency
+        return before >= 0 and history[before]
+
+    def _advance(self, cycle: int) -> tuple[bool, dict[str, int] | None]:
+        """One more cycle; whether a result of the cells is taken, and a CELL that starts."""
+        if self._state is _Sequencing.WAIT:
+            if cycle >= self._begin:
+                self._state = _Sequencing.EXECUTE
+        elif self._state is _Sequencing.EXECUTE:
+            return False, self._execute(cycle)
+        elif self._state is _Sequencing.SPMV:
+            return self._broadcast(cycle), None
+        elif self._state is _Sequencing.OUTPUT:
+            if cycle >= self._out_from:
+                self._outputs.append(cycle)
+                if cycle == self._out_from + self._out_features - 1:
+                    self._go_on(cycle, self._at["last"], fetch=False)
+        else:
+            self._drain(cycle)
+        return False, None
+
+    def _go_on(self, cycle: int, last: int, fetch: bool) -> None:
+        """To the next instruction."""
+        self._state = _Sequencing.WAIT if fetch else _Sequencing.EXECUTE
+        self._begin = cycle + 1
+        if last:
+            self._first = False
+            self._pass += 1
+
+    def _execute(self, cycle: int) -> dict[str, int] | None:
+        number, at = self._numbers[self._pc], self._program[self._pc]
+        prefetch, own_input = at.get("prefetch"), at["from_input"] and not at.get("prefetch")
+        skip = ((at.get("first") and not self._first)
+                or (prefetch and not self._inputs.full) or (own_input and self._prefetched))
+        if own_input and not self._prefetched and not self._inputs.full:
+            return None
+        is_cell = at["op"] == Op.CELL
+        if not skip and (((at.get("sync") or is_cell) and not self._cells.idle)
+                         or (is_cell and self._seen(self._pes.full, cycle))):
+            return None
+        self._pc = 0 if at["last"] else self._pc + 1
+        self._at = at
+        if own_input and self._pass < self._n:
+            self._starts[self._pass] = cycle
+        if skip:
+            if own_input:
+                self._release, self._prefetched = True, False
+            self._go_on(cycle, at["last"], fetch=True)
+            return None
+        if at["op"] == Op.SPMV:
+            self._open(cycle, number)
+        elif at["op"] == Op.OUTPUT:
+            self._state = _Sequencing.OUTPUT
+            self._out_from = cycle + self._config.scan_latency
+        elif is_cell:
+            self._pes.fence(cycle)
+            self._go_on(cycle, at["last"], fetch=True)
+            return at
+        else:
+            self._pes.write(cycle, at["rows"])
+            self._writing = True
+            self._state, self._begin = _Sequencing.DRAIN, cycle + 1
+        return None
+
+    def _open(self, cycle: int, number: int) -> None:
+        """An SPMV."""
+        at, config, matrix = self._at, self._config, self._matrices[number]
+        step = self._pass
+        if number in self._recurrent:
+            step += not at["first"]
+        elif at.get("prefetch"):
+            self._prefetched = True
+            step += 1
+        columns, active = len(matrix.lengths), matrix.activations[step]
+        if at.get("feed"):
+            items = np.where(active, np.arange(columns), -1).tolist()
+        else:
+            # The LNZD tree gives a row's non-zeros, or one item for a row of zeros.
+            items = []
+            for first in range(0, columns, config.n_pes):
+                found = np.flatnonzero(active[first:first + config.n_pes]) + first
+                items += found.tolist() if len(found) else [-1]
+        spent = self._times[number][step]
+        spent.begin = cycle
+        self._scan = _Scan(items, matrix.lengths, cycle + config.scan_latency,
+                           bool(at.get("feed")), spent)
+        self._state = _Sequencing.SPMV
+
+    def _broadcast(self, cycle: int) -> bool:
+        """A cycle of an SPMV; whether it takes a result of the cells."""
+        scan = self._scan
+        offered = self._cells.offers(cycle) if scan.fed else cycle >= scan.first
+        if not offered:
+            return False
+        if self._seen(self._pes.full, cycle):
+            scan.spent.stalls += 1
+            return False
+        column = scan.items[scan.place]
+        scan.place += 1
+        if column >= 0:
+            self._pes.column(cycle, scan.lengths[column], scan.begins)
+            scan.begins = False
+        if scan.place == len(scan.items):
+            self._release = bool(self._at["from_input"] and not self._at.get("prefetch"))
+            scan.spent.end(cycle)
+            self._state, self._begin = _Sequencing.DRAIN, cycle + 1
+            if self._at.get("flow"):
+                self._go_on(cycle, self._at["last"], fetch=False)
+        return scan.fed
+
+    def _drain(self, cycle: int) -> None:
+        if (cycle < self._begin + self._config.drain_wait - 1
+                or self._seen(self._pes.busy, cycle)):
+            return
+        if self._stopping:
+            # IDLE and FETCH follow.
+            self._stopping = self._writing = False
+            self._state, self._begin = _Sequencing.WAIT, cycle + 2
+            return
+        if self._at["op"] == Op.SPMV:
+            self._scan.spent.end(cycle)
+        else:
+            self._scan.spent.cycles = cycle + 1 - self._scan.spent.begin
+            self._writing = False
+        self._go_on(cycle, self._at["last"], fetch=False)
