@@ -69,7 +69,7 @@ class Activation(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         bits, one = self._act_bits, unit_frac(self._act_bits)
-        segment, rest = table_split(bits)
+        _, rest = table_split(bits)
         m.submodules.table = table = memory.Memory(self.table)
         read = table.read_port()
         negative = delayed(m, self.x[-1], self.LATENCY - 1, "negative")

@@ -46,7 +46,8 @@ class ElementWise(wiring.Component):
 
     Members
     -------
-    cell : ``In(2)``, peephole : ``In(1)``, cell_shift, peep_shift : ``In(3)``, active : ``In(channels)``
+    cell : ``In(2)``, peephole : ``In(1)``, cell_shift, peep_shift : ``In(3)``
+    active : ``In(channels)``
         What to compute, see `openese.model.program`; steady while anything is inside.
     i_valid : ``In(1)``, i_gates : ``In(gates)``
         Four pre-activations of every channel.
@@ -131,8 +132,8 @@ class ElementWise(wiring.Component):
                 part.eq(value) for part, value in zip(
                     (new[c], result[c], clipped[c]),
                     self._channel(m, c, before[c], peep), strict=True)]
-        m.d.sync += self.saturated.eq(
-            Mux(valid[_CELL], sum(bit for bit in (clipped & self.active)), 0))
+        counts = valid[_CELL] & (self.cell == Cell.LSTM)
+        m.d.sync += self.saturated.eq(Mux(counts, sum(clipped & self.active), 0))
 
         # A load's data stand in every channel, of which one is written.
         load_enable = (1 << self.load_channel) if several else 1

@@ -142,8 +142,8 @@ class EngineConfig:
         if self.direct_weights and self.weight_bits < self.code_bits:
             raise ValueError(f"weight_bits must be at least code_bits ({self.code_bits}) where "
                              f"weights are stored directly, not {self.weight_bits!r}")
-        if self.state_depth and self.act_bits < 8:
-            raise ValueError(f"act_bits must be at least 8 for recurrent layers, "
+        if self.state_depth and not 8 <= self.act_bits <= 17:
+            raise ValueError(f"act_bits must be 8 to 17 for recurrent layers, "
                              f"not {self.act_bits!r}")
         if self.peephole_depth > self.state_depth:
             raise ValueError(f"peephole_depth must be at most state_depth ({self.state_depth}), "

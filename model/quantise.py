@@ -376,13 +376,15 @@ class QuantisedNetwork:
         return self.layers[-1].out_frac
 
     def quantise_input(self, x: ArrayLike) -> tuple[NDArray[np.int64], int]:
-        """Raw inputs int64 ``(n, in_features)`` of real ones, and how many had to be clipped.
+        """Raw inputs int64 of real ones ``(n, [channels,] in_features)``, and how many had to be
+        clipped.
 
         Raises ``ValueError`` for another shape or values that are not finite.
         """
         x = np.asarray(x, dtype=np.float64)
-        if x.ndim != 2 or x.shape[1] != self.in_features:
-            raise ValueError(f"inputs must have shape (n, {self.in_features}), not {x.shape}")
+        if x.ndim not in (2, 3) or x.shape[-1] != self.in_features:
+            raise ValueError(f"inputs must have shape (n, {self.in_features}) or (n, channels, "
+                             f"{self.in_features}), not {x.shape}")
         return QFormat(self.widths.act_bits, self.in_frac).quantise(x)
 
     def dequantise_output(self, raw: ArrayLike) -> NDArray[np.float64]:
@@ -695,7 +697,8 @@ def _quantise_projection(layer: CompressedRecurrent, out_frac: int, widths: Widt
 
 
 def _quantise_peepholes(layer: CompressedRecurrent, cell_shift: int, act_bits: int) -> dict:
-    for shift in range(PEEP_SHIFT_MAX + 1):
+    # The product is shifted by unit_frac - 1 - peep_shift, which leaves a bit to round.
+    for shift in range(min(PEEP_SHIFT_MAX, act_bits - 3) + 1):
         form = QFormat(act_bits, peephole_frac(act_bits, cell_shift, shift))
         raw, clipped = form.quantise(layer.peephole)
         if not clipped:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from openese.hdl.engine import Engine
+from openese.hdl.layouts import act_signature
 from openese.model import host
 from openese.model.compile import Image, compile_network, size_for
 from openese.model.config import EngineConfig
@@ -21,7 +22,7 @@ from .compiler import NoCompilerError, find_compiler
 from .simulation import Simulation
 from .streams import pack
 
-__all__ = ["SimulationReport", "choose_backend", "run_engine", "simulate"]
+__all__ = ["SimulationReport", "choose_backend", "run_engine", "run_simulation", "simulate"]
 
 
 @dataclass
@@ -224,37 +225,55 @@ def run_engine(image: Image, raw: NDArray, reference: Reference, *, backend: str
     """
     if load not in ("memory", "host"):
         raise ValueError(f'load must be "memory" or "host", not {load!r}')
+    backend = choose_backend(backend)
+    began = time.perf_counter()
+    engine = Engine(image.config, image if load == "memory" else None)
+    with Simulation(engine, backend=backend, vcd=vcd) as simulation:
+        report = run_simulation(simulation, image, raw, reference, load=load, stalls=stalls,
+                                state=state, active=active, progress=progress)
+    report.backend, report.seconds = backend, time.perf_counter() - began
+    return report
+
+
+def run_simulation(simulation: Simulation, image: Image, raw: NDArray, reference: Reference, *,
+                   load: str = "host", stalls: dict | None = None, state: State | None = None,
+                   active: NDArray | None = None,
+                   progress: Callable[[int, int], None] | None = None) -> SimulationReport:
+    """Run a model on an engine that is being simulated already; see `run_engine`.
+
+    With `load` = ``"host"`` whatever the engine did before does not matter.
+    """
     began = time.perf_counter()
     config = image.config
-    engine = Engine(config, image if load == "memory" else None)
-    lanes = engine.i_act.payload.shape()
-    backend = choose_backend(backend)
+    lanes = act_signature(config).members["payload"].shape
     # No vector takes longer than all its entries in one PE one after the other.
     longest = 20_000 + 4 * image.entries
-    with Simulation(engine, backend=backend, vcd=vcd) as simulation:
-        def ask(register: host.Register) -> int:
-            answer = simulation.run({"i_host": host.read(register)}, {"o_host": 1})
-            return int(answer.outputs["o_host"][0])
 
-        if ask(host.Register.SIGNATURE) != config.signature:
-            raise RuntimeError("the engine under test has another configuration than the image")
-        before = [host.load_words(image, config)] if load == "host" else []
-        if state is not None:
-            before.append(host.load_state(image, state))
-        if before:
-            simulation.run({"i_host": np.concatenate([*before, host.start()])}, {})
-        result = simulation.run(
-            {"i_act": pack(lanes, host.pack_inputs(raw, config, active))},
-            {"o_act": reference.outputs.size // config.channels}, stalls=stalls, max_idle=longest,
-            max_cycles=longest * (len(raw) + 1),
-            progress=progress and (lambda _, done, wanted: progress(done, wanted)))
-        saturations = ask(host.Register.SATURATIONS)
-        state_wrong = 0
-        if image.dump is not None:
-            expected = host.dumped(image, reference.state)
-            words = np.concatenate([host.stop(), host.call(image.dump)])
-            dump = simulation.run({"i_host": words}, {"o_act": len(expected)}, max_idle=longest)
-            state_wrong = int(np.count_nonzero(dump.values("o_act")["data"] != expected))
+    def ask(register: host.Register) -> int:
+        answer = simulation.run({"i_host": host.read(register)}, {"o_host": 1})
+        return int(answer.outputs["o_host"][0])
+
+    if ask(host.Register.SIGNATURE) != config.signature:
+        raise RuntimeError("the engine under test has another configuration than the image")
+    before = [host.load_words(image, config)] if load == "host" else []
+    if state is not None:
+        before.append(host.load_state(image, state))
+    if before:
+        simulation.run({"i_host": np.concatenate([*before, host.start()])}, {},
+                       max_idle=longest)
+    earlier = ask(host.Register.SATURATIONS)
+    result = simulation.run(
+        {"i_act": pack(lanes, host.pack_inputs(raw, config, active))},
+        {"o_act": reference.outputs.size // config.channels}, stalls=stalls, max_idle=longest,
+        max_cycles=longest * (len(raw) + 1),
+        progress=progress and (lambda _, done, wanted: progress(done, wanted)))
+    saturations = ask(host.Register.SATURATIONS) - earlier
+    state_wrong = 0
+    if image.dump is not None:
+        expected = host.dumped(image, reference.state)
+        words = np.concatenate([host.stop(), host.call(image.dump)])
+        dump = simulation.run({"i_host": words}, {"o_act": len(expected)}, max_idle=longest)
+        state_wrong = int(np.count_nonzero(dump.values("o_act")["data"] != expected))
 
     beats = result.values("o_act")
     # A beat has an output of every channel.
@@ -276,7 +295,7 @@ def run_engine(image: Image, raw: NDArray, reference: Reference, *, backend: str
         fillers += int(table.fillers.sum(axis=0) @ columns)
     first = tuple(map(int, np.argwhere(wrong)[0])) if wrong.any() else None
     return SimulationReport(
-        name="", backend=backend, load=load, n_pes=config.n_pes, vectors=len(got),
+        name="", backend="", load=load, n_pes=config.n_pes, vectors=len(got),
         outputs=got.size, mismatches=int(wrong.sum()) + state_wrong + (
             saturations != reference.saturations),
         cycles=cycles,
