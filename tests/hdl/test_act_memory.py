@@ -154,6 +154,10 @@ def test_one_region_is_written_while_another_is_scanned():
 def test_input_and_write_back_must_not_meet():
     with pytest.raises(AssertionError, match="input and write-back met"):
         play(ActMemory(CONFIG), [{**result(1, 2), **beat(0, 3, 4)}], [], extra=1)
+    load = {"i.valid": 1, "i.payload": load_message(Kind.LOAD_ACT, 0, 1, 2)}
+    for other in (result(1, 2), beat(0, 3, 4)):
+        with pytest.raises(AssertionError, match="a load met another write"):
+            play(ActMemory(recurrent(CONFIG)), [{**load, **other}], [], extra=1)
     # Input for another group is no meeting.
     play(ActMemory(CONFIG), [{**result(1, 2), **beat(1, 3, 4)}], [], extra=1)
 

@@ -61,13 +61,21 @@ def test_reset_drops_messages_under_way():
 def test_status_of_every_single_pe_arrives_after_fan_levels(n_pes):
     config = SMALL.with_(n_pes=n_pes)
     # Walk one busy PE, one stalled PE and so on over all positions.
-    script = [{"busy": 1 << p, "stall": 1 << (n_pes - 1 - p), "fence": 1 << p,
+    script = [{"busy": 1 << p, "stall": 1 << (n_pes - 1 - p), "fence": 1 << (p + 2) % n_pes,
                "working": 1 << (p + 1) % n_pes, f"saturated.{p}": 1} for p in range(n_pes)]
     watch = ["any_busy", "any_stall", "any_fence", "any_working", "saturations"]
     trace = play(StatusTree(config), script, watch, extra=5)
     one, none = dict.fromkeys(watch, 1), dict.fromkeys(watch, 0)
     levels = config.fan_levels
     assert trace == [none] * levels + [one] * n_pes + [none] * (5 - levels)
+
+
+@pytest.mark.parametrize("name", ["busy", "stall", "fence", "working"])
+def test_what_pes_report_is_kept_apart(name):
+    config = SMALL.with_(n_pes=9)
+    watch = ["any_busy", "any_stall", "any_fence", "any_working", "saturations"]
+    trace = play(StatusTree(config), [{name: 1 << p} for p in range(9)], watch, extra=2)
+    assert trace[2:] == [{key: int(key == f"any_{name}") for key in watch}] * 9
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])

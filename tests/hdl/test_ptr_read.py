@@ -157,6 +157,8 @@ def test_without_pointers_the_first_column_says_where_its_matrix_begins():
     for spmat, columns, kind in [(17, 3, Kind.SCAN), (170, 1, Kind.FEED), (3, 2, Kind.SCAN),
                                  (99, 0, Kind.SCAN), (5, 2, Kind.FEED)]:
         script.append({"i.valid": 1, "i.payload": scan_message(kind, spmat=spmat, acc=spmat % 12)})
+        # What comes between the message and the first column does not end the restart.
+        script += [{"i.valid": 1, "i.payload": write_message(Kind.CELL, rows=1)}] * (columns == 2)
         script += [{}] * (spmat % 2)
         for k in range(columns):
             expected.append((len(script) + PTR_READ_LATENCY, spmat, int(k == 0), [k - 1]))
@@ -171,7 +173,7 @@ def test_without_pointers_the_first_column_says_where_its_matrix_begins():
             for cycle, payload in given] == expected
     assert [payload["route"]["acc"] for _, payload in given] == [
         spmat % 12 for _, spmat, *_ in expected]
-    assert sum(payload["fence"] for _, payload in transfers(trace, "o")) == 5
+    assert sum(payload["fence"] for _, payload in transfers(trace, "o")) == 7
 
 
 def test_constructor_errors():
