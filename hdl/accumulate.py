@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from openese.model.config import ACC_LATENCY, EngineConfig
 
 from .checks import checked_config
+from .ram_style import small_memory
 
 __all__ = ["Accumulate"]
 
@@ -60,7 +61,8 @@ class Accumulate(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        m.submodules.words = words = memory.Memory(self.words)
+        m.submodules.words = words = memory.Memory(
+            self.words, attrs=small_memory(config.acc_depth))
         write, read = words.write_port(), words.read_port(domain="comb")
 
         # Stage 1 adds the product; stage 2 holds the sum that is being written.

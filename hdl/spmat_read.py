@@ -134,7 +134,9 @@ class SpMatStream(SpMatRead):
     """Reads the entries of a matrix in the order they are stored: no column has a pointer.
 
     The memory is read ahead of the columns, since its addresses depend on nothing. An entry's
-    flag says that the next one belongs to the next column, so every column has an entry.
+    flag says that the next one belongs to the next column. A column without entries has one of
+    code 0 with the flag, whose index says how many columns without any entry follow; each takes a
+    cycle.
 
     Latency: 0 cycles from a column at the head of the queue to its first entry; 3 for the first
     column of a matrix. Throughput: 1 entry per cycle. Parameters, members and errors are those of
@@ -154,17 +156,26 @@ class SpMatStream(SpMatRead):
         word = Signal(config.spmat_word_bits, reset_less=True)
         valid_1, valid_2 = Signal(), Signal()
         started = Signal()  # the column at the head needs no new address any more
+        empty = Signal(config.entry_bits - config.min_code_bits)  # columns without an entry left
         first = Signal(init=1)
 
         go = ~self.hold
         is_fence = column.fence if config.recurrent else Const(0)
         jump = self.i.valid & ~is_fence & column.restart & ~started
-        take = Signal()
+        take, pass_by = Signal(), Signal()
+        ends = word[config.entry_bits]
+        code, index = Signal(config.code_bits), Signal.like(empty)
+        with m.Switch(column.route.code_sel):
+            for bits in range(config.min_code_bits, config.code_bits + 1):
+                with m.Case(bits - config.min_code_bits):
+                    m.d.comb += [
+                        code.eq(word[:bits]), index.eq(word[bits:config.entry_bits])]
         ready_2 = ~valid_2 | take
         ready_1 = ~valid_1 | ready_2
         m.d.comb += [
-            take.eq(valid_2 & self.i.valid & ~is_fence & ~jump & go),
-            self.i.ready.eq(go & (is_fence | (take & word[config.entry_bits]))),
+            pass_by.eq(self.i.valid & ~is_fence & (empty != 0)),
+            take.eq(valid_2 & self.i.valid & ~is_fence & ~jump & ~pass_by & go),
+            self.i.ready.eq(go & (is_fence | pass_by | (take & ends))),
             read.addr.eq(addr), read.en.eq(ready_1),
         ]
         with m.If(ready_2):
@@ -172,7 +183,11 @@ class SpMatStream(SpMatRead):
         with m.If(ready_1):
             m.d.sync += [valid_1.eq(1), addr.eq(addr + 1)]
         with m.If(take):
-            m.d.sync += first.eq(word[config.entry_bits])
+            m.d.sync += first.eq(ends)
+            with m.If(ends & (code == 0)):
+                m.d.sync += empty.eq(index)
+        with m.If(pass_by & go):
+            m.d.sync += empty.eq(empty - 1)
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += started.eq(0)
         with m.If(jump):

@@ -15,6 +15,7 @@ from openese.model.config import (
 
 from .checks import checked_config, checked_contents
 from .layouts import Kind, broadcast_signature, values_layout
+from .ram_style import small_memory
 
 __all__ = ["WriteBack", "result_layout"]
 
@@ -96,7 +97,8 @@ class WriteBack(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        m.submodules.biases = biases = memory.Memory(self.biases)
+        m.submodules.biases = biases = memory.Memory(
+            self.biases, attrs=small_memory(config.bias_depth))
         write, read = biases.write_port(), biases.read_port()
         message, args = self.i.payload, self.i.payload.args
         load = self.i.valid & (message.kind == Kind.LOAD_BIAS) & (args.load.pe == self.id)

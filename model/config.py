@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil
 
 __all__ = [
-    "ACC_LATENCY", "ACT_READ_LATENCY", "DECODE_LATENCY", "MULTIPLY_LATENCY", "PRESETS",
+    "ACC_LATENCY", "ACT_READ_LATENCY", "DECODE_LATENCY", "LUT_RAM_WORDS", "MULTIPLY_LATENCY",
+    "PRESETS",
     "PTR_READ_LATENCY", "SPMAT_READ_LATENCY", "WRITE_BACK_LATENCY", "EngineConfig",
 ]
 
@@ -20,6 +21,11 @@ MULTIPLY_LATENCY = 3  # operands in, product out
 ACC_LATENCY = 2  # product in, accumulator memory written
 ACT_READ_LATENCY = 4  # scan command in, first activation out
 WRITE_BACK_LATENCY = 8  # command in, first activation written
+
+
+#: Biases and accumulators up to this number of words are kept in LUT RAM: a block of block RAM for
+#: so little would be taken from the matrix.
+LUT_RAM_WORDS = 128
 
 
 def _bits_for(largest: int) -> int:

@@ -20,8 +20,9 @@ class PackedLayer:
     than ``2**index_bits - 1`` rows takes fillers: entries of code 0 with the largest z, each of
     which occupies one row itself. The flag marks the entry two places before the last of its
     column, so that a PE knows the end early enough to go on to the next column without a bubble.
-    A sequential matrix has its flag on the last entry of every column instead, and a column
-    without entries has one filler of skip 0: its PE reads the entries in order, without pointers.
+    A sequential matrix has its flag on the last entry of every column instead: its PE reads the
+    entries in order, without pointers. An entry of code 0 with the flag stands for a column without
+    entries, and its z for how many more such columns follow, which have no entry then.
 
     Parameters
     ----------
@@ -90,13 +91,14 @@ def pack_layer(col_ptr: NDArray[np.int64], row_idx: NDArray[np.int32],
     key = pe
     if sequential:
         key = pe * np.int64(n_cols) + column
-        empty = np.flatnonzero(np.bincount(key, minlength=n_pes * n_cols) == 0)
+        empty, follow = _empty_runs(np.bincount(key, minlength=n_pes * n_cols) == 0, n_cols,
+                                    (1 << index_bits) - 1)
         fillers.ravel()[empty] = 1
         key = np.concatenate([key, empty])
         pe = np.concatenate([pe, (empty // n_cols).astype(np.uint8)])
         column = np.concatenate([column, (empty % n_cols).astype(np.int32)])
-        local, code = (np.concatenate([part, np.zeros(len(empty), part.dtype)])
-                       for part in (local, code))
+        local = np.concatenate([local, follow.astype(local.dtype)])
+        code = np.concatenate([code, np.zeros(len(empty), code.dtype)])
     # Entries come sorted by column and row. A stable sort by PE alone therefore sorts by PE, column
     # and row, and on 8-bit keys NumPy's stable sort is a radix sort.
     order = np.argsort(key, kind="stable")
@@ -126,6 +128,24 @@ def pack_layer(col_ptr: NDArray[np.int64], row_idx: NDArray[np.int32],
 
     entries = np.split(words, np.cumsum(lengths.sum(axis=1, dtype=np.int64))[:-1])
     return PackedLayer(n_rows, n_cols, n_pes, index_bits, code_bits, entries, lengths, fillers)
+
+
+def _empty_runs(empty: NDArray[np.bool_], n_cols: int, longest: int
+                ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Empty columns that get an entry, and how many more each stands for, at most `longest`.
+
+    `empty` has a flag for every column of every PE, PE by PE.
+    """
+    places = np.flatnonzero(empty)
+    begins = np.ones(len(places), dtype=bool)
+    begins[1:] = (np.diff(places) != 1) | (places[1:] % n_cols == 0)
+    start = np.flatnonzero(begins)
+    size = np.diff(start, append=len(places))
+    # How far into its run a column is; every (longest + 1)-th begins anew.
+    depth = np.arange(len(places)) - np.repeat(start, size)
+    heads = depth % (longest + 1) == 0
+    left = np.repeat(size, size) - depth - 1
+    return places[heads], np.minimum(left[heads], longest)
 
 
 def unpack_layer(packed: PackedLayer) -> tuple[NDArray[np.int64], NDArray[np.int32],

@@ -218,7 +218,8 @@ class _Run:
         """Outputs ``(n, channels, rows)`` of a recurrent layer, step by step."""
         n, channels, _ = x.shape
         gates, units = layer.w_ih.rows // layer.hidden, layer.hidden
-        inputs = accumulate(layer.w_ih, x.reshape(-1, layer.cols)).reshape(n, channels, gates, units)
+        inputs = accumulate(layer.w_ih, x.reshape(-1, layer.cols))
+        inputs = inputs.reshape(n, channels, gates, units)
         # As in `accumulate`, products of integers in float64 are exact.
         w_hh = layer.w_hh.dense().T.astype(np.float64)
         w_hr = None if layer.w_hr is None else layer.w_hr.dense().T.astype(np.float64)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from openese.model.compile import Image
-from openese.model.config import EngineConfig
+from openese.model.config import LUT_RAM_WORDS, EngineConfig
 from openese.model.elementwise import activation_table, unit_frac
 from openese.model.program import instruction_bits, instruction_fields
 
@@ -102,10 +102,12 @@ def engine_memories(config: EngineConfig) -> list[EngineMemory]:
         memories.append(EngineMemory(
             "codebooks", pes, config.codebook_depth, config.weight_bits))
     memories += [
-        EngineMemory("biases", pes, config.bias_depth, config.bias_bits),
+        EngineMemory("biases", pes, config.bias_depth, config.bias_bits,
+                     lookup=config.bias_depth <= LUT_RAM_WORDS),
         # Each activation knows whether it is zero.
         EngineMemory("activations", pes, config.act_depth, channels * (bits + 1), channels),
-        EngineMemory("accumulators", pes * channels, config.acc_depth, config.acc_bits),
+        EngineMemory("accumulators", pes * channels, config.acc_depth, config.acc_bits,
+                     lookup=config.acc_depth <= LUT_RAM_WORDS),
         EngineMemory("activation queues", pes, config.queue_capacity, column, lookup=True),
         EngineMemory("program", 1, config.program_depth, instruction_bits(config)),
     ]

@@ -40,6 +40,9 @@ class Matrix:
             self.starts.append(len(self.words))
             self.words += column
             if not config.pointers:
+                # A last entry of code 0, however narrow codes are, would be an empty column's.
+                self.words[-1] |= 1
+                column[-1] |= 1
                 self.words[-1] |= 1 << config.entry_bits
             elif len(column) >= 3:
                 self.words[-3] |= 1 << config.entry_bits
@@ -414,6 +417,37 @@ def test_loaded_words_are_read_after_a_restart():
                  ["o.valid", "o.payload", "busy"])
     assert [entry["entry"] for _, entry in transfers(trace, "o")] == [
         word & (FLAG - 1) for word in old.words + new.words]
+
+
+def test_an_entry_of_code_0_at_the_end_stands_for_empty_columns():
+    config = STREAM.with_(code_bits=4, min_code_bits=3)
+    flag, codes = 1 << config.entry_bits, {0: 3, 1: 4}
+    for sel, hold in product(codes, (False, True)):
+        # One entry, three empty columns, two entries, one empty column, one entry.
+        words = [flag | 5, flag | 2 << codes[sel], 3, flag | 6, flag, flag | 1]
+        expected = [words[:1], words[1:2], [], [], words[2:4], words[4:5], words[5:], []]
+        dut, got = SpMatStream(config, init=words), []
+
+        async def testbench(ctx, dut=dut, sel=sel, hold=hold, got=got, expected=expected):
+            columns, place, given = len(expected), 0, []
+            for cycle in range(60):
+                held = hold and cycle % 3 == 1
+                fence = place == columns - 1
+                ctx.set(dut.hold, int(held))
+                ctx.set(dut.i.valid, int(place < columns))
+                ctx.set(dut.i.payload, {
+                    "values": [place], "restart": int(place == 0), "spmat": 0,
+                    "fence": int(fence), "route": {"code_sel": sel}})
+                if ctx.get(dut.o.valid):
+                    given.append(ctx.get(dut.o.payload.entry))
+                if place < columns and ctx.get(dut.i.ready):
+                    assert not held
+                    got.append(given)
+                    place, given = place + 1, []
+                await ctx.tick()
+
+        simulate(dut, testbench)
+        assert got == [[word & (flag - 1) for word in column] for column in expected]
 
 
 def test_reset_forgets_what_was_read_ahead():

@@ -24,7 +24,7 @@ def pack(codes, n_pes, index_bits=4, code_bits=4, sequential=False):
 def walk(codes, pe, n_pes, index_bits, code_bits, sequential):
     """Words, lengths and fillers of one PE, one row at a time."""
     z_max = (1 << index_bits) - 1
-    words, lengths, fillers = [], [], []
+    words, lengths, fillers, run = [], [], [], None
     for column in np.asarray(codes).T:
         entries, zeros = [], 0
         for code in column[pe::n_pes].tolist():
@@ -37,12 +37,18 @@ def walk(codes, pe, n_pes, index_bits, code_bits, sequential):
                 zeros = 0
             else:
                 zeros += 1
-        if sequential:
-            entries = entries or [0]
         lengths.append(len(entries))
         fillers.append(sum(not entry & ((1 << code_bits) - 1) for entry in entries))
-        if sequential:
+        if sequential and entries:
             entries[-1] |= 1 << (index_bits + code_bits)
+            run = None
+        elif sequential and (run is None or run == z_max):
+            # An empty column; its entry's z grows with each that follows.
+            lengths[-1] = fillers[-1] = 1
+            entries, run = [1 << (index_bits + code_bits)], 0
+        elif sequential:
+            run += 1
+            words[-1] += 1 << code_bits
         elif len(entries) >= 3:
             entries[-3] |= 1 << (index_bits + code_bits)
         words += entries
@@ -136,14 +142,21 @@ def test_empty_column_row_and_pe():
     assert packed.lengths[:, [0, 3, 5]].sum() == 0
 
 
-def test_sequential_columns_end_with_a_flag_and_are_never_empty():
+def test_sequential_columns_end_with_a_flag_and_empty_ones_share_an_entry():
     codes = np.array([[1, 0, 2], [3, 0, 0], [0, 0, 4]])
     packed = check(codes, 2, sequential=True)
     flag, skip = 1 << 8, 1 << 4
     assert [words.tolist() for words in packed.entries] == [
-        [flag | 1, flag, 2, flag | 4], [flag | 3, flag, flag]]
-    assert packed.lengths.tolist() == [[1, 1, 2], [1, 1, 1]]
-    assert packed.fillers.tolist() == [[0, 1, 0], [0, 1, 1]]
+        [flag | 1, flag, 2, flag | 4], [flag | 3, flag | skip]]
+    assert packed.lengths.tolist() == [[1, 1, 2], [1, 1, 0]]
+    assert packed.fillers.tolist() == [[0, 1, 0], [0, 1, 0]]
+    # Sixteen empty columns are one entry, and more than that another; never over two PEs.
+    codes = np.zeros((2, 40), np.uint8)
+    codes[0, 20] = 7
+    packed = check(codes, 2, sequential=True)
+    assert [words.tolist() for words in packed.entries] == [
+        [flag | 0xF0, flag | 0x30, flag | 7, flag | 0xF0, flag | 0x20],
+        [flag | 0xF0, flag | 0xF0, flag | 0x70]]
     # Fillers of a long gap and of an empty column.
     codes = np.zeros((20, 2), np.uint8)
     codes[17, 1] = 5
