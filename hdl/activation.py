@@ -92,17 +92,19 @@ class Activation(wiring.Component):
             m.submodules.multiplier = multiplier = Multiplier(
                 len(word.step) + 1, rest + 1)
             m.d.comb += [multiplier.a.eq(word.step), multiplier.b.eq(fraction)]
-            part = (multiplier.p + (1 << (rest - 1))) >> rest
+            part = multiplier.p
         else:
             part = Const(0)
+        # With the half below it that rounds, the start takes part in one addition.
         start = delayed(m, word.value, Multiplier.LATENCY, "start")[-1]
+        rounded = Cat(Const((1 << rest) >> 1, rest), start)
         size = Signal(one, reset_less=True)
-        m.d.sync += size.eq(start + part)
+        m.d.sync += size.eq((rounded + part) >> rest)
 
-        # Stage 9: the sign, and for sigmoid from -1 .. 1 to 0 .. 1.
+        # Stage 9: the sign, and for sigmoid from -1 .. 1 to 0 .. 1. Adding 1 inverts the sign bit.
         both = Signal(signed(bits))
         m.d.comb += both.eq(Mux(negative[8], -size, size))
         y = Signal.like(self.y, reset_less=True)
-        m.d.sync += y.eq(Mux(mode[8], both, (both + (1 << one)) >> 1))
+        m.d.sync += y.eq(Mux(mode[8], both, Cat(both[1:one], ~both[one])))
         m.d.comb += self.y.eq(y)
         return m

@@ -5,7 +5,7 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from openese.model.config import EngineConfig
-from openese.model.elementwise import SHIFT_MAX, unit_frac
+from openese.model.elementwise import PEEP_SHIFT_MAX, SHIFT_MAX, unit_frac
 from openese.model.program import Cell
 
 from .activation import Activation, delayed
@@ -231,9 +231,11 @@ class ElementWise(wiring.Component):
                           ) -> Value:
             """A pre-activation, `line` cycles old, plus what its peephole sees; 6 cycles."""
             product = multiply(weight, cell, bits, bits, f"{part}_peephole")
-            # Shifted by one bit less than it should be; the last bit rounds.
-            shifted = register(product >> (one - 2 - self.peep_shift).as_unsigned(),
-                               f"{part}_shifted")
+            # Shifted by one bit less than it should be; the last bit rounds. Results of less than
+            # 10 bits may want a shift to the left.
+            left = max(0, PEEP_SHIFT_MAX + 2 - one)
+            amount = (one - 2 + left - self.peep_shift).as_unsigned()
+            shifted = register((product << left) >> amount, f"{part}_shifted")
             total = register(
                 Mux(self.peephole, shifted, 0) + Cat(1, line[at + 4]).as_signed(),
                 f"{part}_total")

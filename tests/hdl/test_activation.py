@@ -1,0 +1,77 @@
+# amaranth: UnusedElaboratable=no
+"""Proves sigmoid and tanh equal to the integers of the model, for every input of 16 bits, at one
+per cycle and in any order of the two modes."""
+
+import re
+
+import numpy as np
+import pytest
+from amaranth.sim import Simulator
+
+from openese.hdl.activation import Activation
+from openese.model import elementwise
+
+
+def run(act_bits: int, x: np.ndarray, mode: np.ndarray) -> np.ndarray:
+    """The results of `Activation`, one input per cycle, each ``LATENCY`` cycles after its input."""
+    dut = Activation(act_bits)
+    found = []
+    x, mode = x.tolist(), mode.tolist()
+
+    async def testbench(ctx):
+        for cycle in range(len(x) + dut.LATENCY):
+            if cycle < len(x):
+                ctx.set(dut.x, x[cycle])
+                ctx.set(dut.mode, mode[cycle])
+            if cycle >= dut.LATENCY:
+                found.append(ctx.get(dut.y))
+            await ctx.tick()
+
+    sim = Simulator(dut)
+    sim.add_clock(1e-8)
+    sim.add_testbench(testbench)
+    sim.run()
+    return np.array(found)
+
+
+def expected(act_bits: int, x: np.ndarray, mode: np.ndarray) -> np.ndarray:
+    return np.where(mode, elementwise.tanh(x, act_bits), elementwise.sigmoid(x, act_bits))
+
+
+def every_input(act_bits: int, step: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Each `step`-th input in both modes, shuffled: neighbours in the pipeline have nothing in
+    common. Both ends are among them."""
+    low, high = -(1 << (act_bits - 1)), (1 << (act_bits - 1)) - 1
+    x = np.append(np.arange(low, high, step), high)
+    x, mode = np.tile(x, 2), np.repeat([0, 1], x.size)
+    order = np.random.default_rng(act_bits).permutation(x.size)
+    return x[order], mode[order]
+
+
+# 8 to 10 bits: one entry of the table for each magnitude, without interpolation.
+@pytest.mark.parametrize(("act_bits", "step"), [
+    (8, 1), (9, 1), (10, 1), (11, 1), (13, 1), (16, 1), (17, 37), (18, 61)])
+def test_every_input_in_both_modes(act_bits, step):
+    x, mode = every_input(act_bits, step)
+    found = run(act_bits, x, mode)
+    wrong = np.flatnonzero(found != expected(act_bits, x, mode))
+    assert wrong.size == 0, list(zip(x[wrong[:5]], mode[wrong[:5]], found[wrong[:5]], strict=True))
+
+
+def test_ends_of_the_range():
+    """Written out, so that model and hardware are not wrong together."""
+    x = np.array([0, 0, 32767, -32768, 32767, -32768, 2048, 2048])
+    mode = np.array([0, 1, 0, 0, 1, 1, 0, 1])
+    found = run(16, x, mode)
+    # sigmoid(0) is a half; far out tanh is one step below 1 and sigmoid as near to 0 and 1.
+    assert found[:6].tolist() == [16384, 0, 32767, 0, 32767, -32767]
+    # 2048 is 1.0.
+    assert found[6:].tolist() == pytest.approx(
+        [32768 / (1 + np.exp(-1)), 32768 * np.tanh(1)], abs=2)
+
+
+@pytest.mark.parametrize("act_bits", [7, 19, "16"])
+def test_widths_are_checked(act_bits):
+    message = f"act_bits must be an integer from 8 to 18, not {act_bits!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Activation(act_bits)
