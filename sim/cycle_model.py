@@ -6,6 +6,8 @@ several. It knows no numbers, only when they move: columns, entries, tokens and 
 
 It assumes what a benchmark wants to know: input always offered until the last vector, output
 always taken, a model held in the memories since power-up. Cycle 0 is the first one after reset.
+The first step of a sequence fills the pipeline, and in the last one there is no next input to
+begin with: steady state is between them.
 """
 
 from collections import deque

@@ -139,11 +139,13 @@ def test_columns_and_entries_are_those_of_the_step(pointers):
     assert len(prediction.layers) == 5
     for step, layers in enumerate(prediction.layers):
         assert [one.name for one in layers] == [table.name for table in image.layers]
-        for number, one in enumerate(layers):
-            assert one.useful == (reference.multiplies[number][step] if pointers
-                                  else one.entries - one.fillers)
-            assert one.columns == (reference.nonzero[number][step] if pointers
-                                   else image.layers[number].in_features)
+        for number, (one, table) in enumerate(zip(layers, image.layers, strict=True)):
+            if pointers:
+                assert one.useful == reference.multiplies[number][step]
+                assert one.columns == reference.nonzero[number][step]
+            else:
+                assert (one.entries, one.fillers) == (table.lengths.sum(), table.fillers.sum())
+                assert one.columns == table.in_features
             assert 0 < one.matrix_cycles <= one.cycles
 
 
