@@ -47,7 +47,8 @@ def configs(draw):
         ptr_depth=draw(depth), bias_depth=draw(depth), act_depth=max(2, draw(depth)),
         acc_depth=draw(depth), codebooks=draw(st.sampled_from([1, 2, 3, 64])),
         program_depth=draw(st.sampled_from([2, 3, 1024])),
-        act_bits=draw(st.integers(8 if state_depth else 4, 18)), state_depth=state_depth,
+        act_bits=draw(st.integers(8, 17) if state_depth else st.integers(4, 18)),
+        state_depth=state_depth,
         peephole_depth=peephole_depth, direct_weights=direct, pointers=draw(st.booleans()),
         channels=draw(st.sampled_from([1, 2, 3, 32])),
         weight_bits=draw(st.integers(max(4, code_bits), 18)), bias_bits=draw(st.integers(4, 32)),
@@ -180,7 +181,7 @@ def test_feed_forward_engines_carry_nothing_of_recurrent_ones():
     assert set(fields_of(start_layout(SMALL))) == {
         "values.0", "route.codebook", "route.code_sel", "ptr.start", "ptr.length"}
     assert set(fields_of(start_layout(recurrent(pointers=False, direct_weights=True)))) == {
-        "values.0", "route.code_sel", "route.acc", "spmat", "restart", "fence"}
+        "values.0", "route.align", "route.code_sel", "route.acc", "spmat", "restart", "fence"}
 
 
 def test_only_what_may_stall_has_ready():

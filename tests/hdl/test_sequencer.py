@@ -374,10 +374,10 @@ def test_without_pointers_every_activation_is_broadcast():
 
 def test_direct_weights_have_no_codebook():
     config = SMALL.with_(direct_weights=True)
-    program = [encode(config, op=Op.SPMV, rows=1, rem=2, code_sel=1, last=1)]
+    program = [encode(config, op=Op.SPMV, rows=1, rem=2, code_sel=1, align=3, last=1)]
     machine = Machine(program, 60, config=config, memory=MEMORY)
     assert machine.of(Kind.SCAN)[0][1] == {"act": 0, "rows": 1, "rem": 2, "code_sel": 1,
-                                           "dense": 0}
+                                           "align": 3, "dense": 0}
 
 
 def test_waiting_for_input():
