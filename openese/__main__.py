@@ -139,8 +139,8 @@ def parser() -> argparse.ArgumentParser:
                      help="entries are read in order, of every column")
     sub.add_argument("--unbalanced", dest="balanced", action="store_false",
                      help="weights pruned without regard to the PEs")
-    sub.add_argument("--queue-depth", type=int, default=16, metavar="N",
-                     help="activation queue depth (default 16)")
+    sub.add_argument("--queue-depth", type=int, default=56, metavar="N",
+                     help="activation queue depth (default 56)")
 
     sub = command("build", commands.build, "Synthesise, place, route and pack a bitstream.")
     sub.add_argument("model", metavar="MODEL.ese")

@@ -90,7 +90,7 @@ def _kept(rng: np.random.Generator, rows: int, cols: int, units: int, share: flo
 
 def bench_ese(pes: tuple[int, ...] = (32, 64), channels: tuple[int, ...] = (1,), *,
               steps: int = 20, entry_bits: int = 17, pointers: bool = True,
-              weights: str = "linear", balanced: bool = True, queue_depth: int = 24,
+              weights: str = "linear", balanced: bool = True, queue_depth: int = 56,
               backend: str = "cxxrtl", seed: int = 1,
               progress: Callable[[str], None] = lambda name: None) -> list[dict]:
     """Run ESE's layer through the RTL in steady state, 12-bit weights beside a 5-bit index.
