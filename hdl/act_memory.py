@@ -8,7 +8,6 @@ from openese.model.config import ACT_READ_LATENCY, EngineConfig
 
 from .checks import checked_config
 from .layouts import Kind, broadcast_signature, scan_layout, values_layout
-from .skid import Skid
 from .write_back import result_layout
 
 __all__ = ["ActMemory", "lane_layout"]
@@ -32,7 +31,7 @@ class ActMemory(wiring.Component):
     zero item whatever their memory holds. A `dense` scan marks every activation non-zero. An
     activation is non-zero when it is in any channel.
 
-    Latency: ``ACT_READ_LATENCY`` = 4 cycles from scan message to first item. Throughput: 1 item
+    Latency: ``ACT_READ_LATENCY`` = 3 cycles from scan message to first item. Throughput: 1 item
     per cycle. Results and input beats never meet: the input stops during write-back.
 
     Parameters
@@ -109,8 +108,8 @@ class ActMemory(wiring.Component):
         for slot, value in zip(write.data, written, strict=True):
             m.d.comb += [slot.value.eq(value), slot.nonzero.eq(value != 0)]
 
-        # Stage 0 walks the rows, stage 1 waits for the memory, stage 2 holds its word, stage 3 is
-        # the buffer. Block RAM answers late in a cycle: its word goes nowhere but to a register.
+        # Stage 0 walks the rows, stage 1 waits for the memory, stage 2 holds its word. Block RAM
+        # answers late in a cycle: its word goes nowhere but to a register.
         scan = self.i.payload.args.scan
         active, valid_1, valid_2 = Signal(), Signal(), Signal()
         left = Signal(config.rows_bits, reset_less=True)
@@ -118,20 +117,17 @@ class ActMemory(wiring.Component):
         short, dense = Signal(reset_less=True), Signal(reset_less=True)
         absent_1, absent_2 = Signal(reset_less=True), Signal(reset_less=True)
         word = Signal.like(read.data, reset_less=True)
-        m.submodules.skid = skid = Skid(scan_layout(config, 0))
-
-        ready_2 = ~valid_2 | skid.i.ready
+        ready_2 = ~valid_2 | self.o.ready
         ready_1 = ~valid_1 | ready_2
         m.d.comb += [
             read.addr.eq(addr), read.en.eq(ready_1),
-            skid.i.valid.eq(valid_2),
-            skid.i.payload.nonzero.eq(
+            self.o.valid.eq(valid_2),
+            self.o.payload.nonzero.eq(
                 (Cat(slot.nonzero for slot in word).any() | dense) & ~absent_2),
-            skid.i.payload.last.eq(1),
+            self.o.payload.last.eq(1),
         ]
         m.d.comb += [
-            out.eq(slot.value) for out, slot in zip(skid.i.payload.values, word, strict=True)]
-        wiring.connect(m, skid.o, wiring.flipped(self.o))
+            out.eq(slot.value) for out, slot in zip(self.o.payload.values, word, strict=True)]
         with m.If(ready_2):
             m.d.sync += [valid_2.eq(valid_1), absent_2.eq(absent_1), word.eq(read.data)]
         with m.If(ready_1):

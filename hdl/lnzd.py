@@ -105,7 +105,11 @@ class LnzdNode(wiring.Component):
 class LnzdTree(wiring.Component):
     """The tree over all PEs: rows of activations in, their non-zero elements out in order.
 
-    Latency: ``config.lnzd_levels`` cycles. Throughput: a row takes ``max(1, non-zeros)`` cycles.
+    The PEs' items are buffered in front of the first nodes: the way from a PE is long, and with the
+    buffer beside its node it is crossed in a cycle of its own, in both directions.
+
+    Latency: ``LNZD_INPUT_LATENCY + config.lnzd_levels`` cycles. Throughput: a row takes
+    ``max(1, non-zeros)`` cycles.
 
     Parameters
     ----------
@@ -133,7 +137,11 @@ class LnzdTree(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        heads = [wiring.flipped(i) for i in self.i]
+        heads = []
+        for k, port in enumerate(self.i):
+            m.submodules[f"input_{k}"] = skid = Skid(scan_layout(self._config, 0))
+            wiring.connect(m, wiring.flipped(port), skid.i)
+            heads.append(skid.o)
         for level in range(self._config.lnzd_levels):
             nodes = []
             for k in range(0, len(heads), ARITY):

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil
 
 __all__ = [
-    "ACC_LATENCY", "ACT_READ_LATENCY", "DECODE_LATENCY", "LUT_RAM_WORDS", "MULTIPLY_LATENCY",
-    "PRESETS",
-    "PTR_READ_LATENCY", "SPMAT_READ_LATENCY", "WRITE_BACK_LATENCY", "EngineConfig",
+    "ACC_LATENCY", "ACT_READ_LATENCY", "DECODE_LATENCY", "LNZD_INPUT_LATENCY", "LUT_RAM_WORDS",
+    "MULTIPLY_LATENCY", "PRESETS", "PTR_READ_LATENCY", "SPMAT_READ_LATENCY", "WRITE_BACK_LATENCY", "EngineConfig",
 ]
 
 # Pipeline depths of the blocks of a PE, in cycles; each block asserts its own.
@@ -19,7 +18,8 @@ SPMAT_READ_LATENCY = 3  # column taken from the queue, first entry out
 DECODE_LATENCY = 1  # entry in, row and multiplier's operands out
 MULTIPLY_LATENCY = 3  # operands in, product out
 ACC_LATENCY = 2  # product in, accumulator memory written
-ACT_READ_LATENCY = 4  # scan command in, first activation out
+ACT_READ_LATENCY = 3  # scan command in, first activation out
+LNZD_INPUT_LATENCY = 1  # activation out, in front of the first node of the LNZD tree
 WRITE_BACK_LATENCY = 8  # command in, first activation written
 
 
@@ -265,7 +265,8 @@ class EngineConfig:
     @property
     def scan_latency(self) -> int:
         """From the sequencer's decision to scan to the first item at the root of the LNZD tree."""
-        return self.broadcast_latency + ACT_READ_LATENCY + self.lnzd_levels
+        return (self.broadcast_latency + ACT_READ_LATENCY + LNZD_INPUT_LATENCY
+                + self.lnzd_levels)
 
     @property
     def drain_wait(self) -> int:

@@ -208,7 +208,7 @@ def test_reset_ends_a_scan():
     script = [*FILL, scan(act=4, rows=13), *[{"o.ready": 1}] * 5, {"reset": 1},
               *[{"o.ready": 1}] * 10]
     trace = play(ActMemory(CONFIG), script, WATCH, reset=Signal())
-    assert [step["o.valid"] for step in trace[len(FILL) + 1:]] == [0, 0, 0, 1, 1, 1] + [0] * 10
+    assert [step["o.valid"] for step in trace[len(FILL) + 1:]] == [0, 0, 1, 1, 1, 1] + [0] * 10
 
 
 def test_constructor_errors():

@@ -6,6 +6,7 @@ import pytest
 from amaranth.hdl import Signal
 
 from openese.hdl.lnzd import LnzdNode, LnzdTree
+from openese.model.config import LNZD_INPUT_LATENCY
 from openese.sim import simulation
 from openese.sim.streams import pack, random_stalls
 
@@ -85,7 +86,7 @@ def test_one_item_per_cycle_after_the_levels(leaves, density):
     got = run(LnzdTree(config), leaf_items(rows))
     assert taken(got) == expected
     # No bubble within rows, between rows, or between scans.
-    first = config.lnzd_levels
+    first = LNZD_INPUT_LATENCY + config.lnzd_levels
     assert [cycle for cycle, _ in got] == list(range(first, first + len(expected)))
 
 
@@ -147,7 +148,7 @@ def test_every_pattern_of_a_row_of_four():
     expected = expected_items(rows)
     got = run(LnzdTree(SMALL.with_(n_pes=4)), leaf_items(rows))
     assert taken(got) == expected
-    assert [cycle for cycle, _ in got] == list(range(1, 1 + len(expected)))
+    assert [cycle for cycle, _ in got] == list(range(2, 2 + len(expected)))
 
 
 @pytest.mark.parametrize("children", [1, 2, 3, 4])
@@ -171,7 +172,7 @@ def test_node_merges_rows_of_several_items(children, stalls):
     got = run(LnzdNode(SMALL, children, 2), inputs, gaps=stalls, stalls=stalls)
     assert taken(got) == expected
     if not stalls:
-        assert [cycle for cycle, _ in got] == list(range(1, 1 + len(expected)))
+        assert [cycle for cycle, _ in got] == list(range(2, 2 + len(expected)))
 
 
 def test_node_waits_for_every_child_that_has_items_left():
