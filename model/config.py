@@ -9,7 +9,8 @@ from math import ceil
 
 __all__ = [
     "ACC_LATENCY", "ACT_READ_LATENCY", "DECODE_LATENCY", "LNZD_INPUT_LATENCY", "LUT_RAM_WORDS",
-    "MULTIPLY_LATENCY", "PRESETS", "PTR_READ_LATENCY", "SPMAT_READ_LATENCY", "WRITE_BACK_LATENCY", "EngineConfig",
+    "MULTIPLY_LATENCY", "PRESETS", "PTR_READ_LATENCY", "SPMAT_READ_LATENCY",
+    "WRITE_BACK_LATENCY", "EngineConfig",
 ]
 
 # Pipeline depths of the blocks of a PE, in cycles; each block asserts its own.
