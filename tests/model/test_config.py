@@ -70,7 +70,7 @@ def test_recurrent_engines():
     assert config.recurrent
     assert (config.state_addr_bits, config.peephole_addr_bits) == (7, 7)
     assert EngineConfig(n_pes=1).state_addr_bits == EngineConfig(n_pes=1).peephole_addr_bits == 1
-    with pytest.raises(ValueError, match=r"^act_bits must be at least 8 for recurrent layers, "
+    with pytest.raises(ValueError, match=r"^act_bits must be 8 to 17 for recurrent layers, "
                                          r"not 7$"):
         EngineConfig(n_pes=1, state_depth=1, act_bits=7)
     with pytest.raises(ValueError, match=r"^peephole_depth must be at most state_depth \(2\), "
