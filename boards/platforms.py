@@ -37,5 +37,5 @@ class Board:
 
 
 BOARDS: dict[str, Board] = {board.name: board for board in (
-    Board("ulx3s-85f", ULX3S_85F_Platform, preset="ulx3s-85f", target_mhz=100.0),
+    Board("ulx3s-85f", ULX3S_85F_Platform, preset="ulx3s-85f", target_mhz=90.0),
 )}

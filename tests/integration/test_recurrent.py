@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from openese.hdl.engine import Engine
+from openese.hdl.layouts import act_signature
 from openese.model import host
 from openese.model.compile import compile_network, size_for
 from openese.model.config import EngineConfig
@@ -17,7 +18,7 @@ from openese.model.random_network import RandomLayer, random_inputs, random_recu
 from openese.model.reference import run_reference, zero_state
 from openese.sim.simulate import run_engine, run_simulation, simulate
 from openese.sim.simulation import Simulation
-from openese.sim.streams import random_stalls
+from openese.sim.streams import pack, random_stalls
 
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 
@@ -102,8 +103,8 @@ def test_every_cell_and_option_on_one_engine_without_reset(name):
     with engine(config) as simulation:
         for number, (stack, network) in enumerate(networks.items()):
             steps = (1, 7, 12)[number % 3]
-            stalls = {"i_act": random_stalls(number, 200, 0.5),
-                      "o_act": random_stalls(number + 1, 200, 0.5)} if number % 2 else None
+            stalls = {"i_act": random_stalls(number, 0.5, 200),
+                      "o_act": random_stalls(number + 1, 0.5, 200)} if number % 2 else None
             active = rng.random((steps, channels)) < 0.7 if channels > 1 else None
             if stack == "no recurrence":
                 active = None
@@ -143,7 +144,9 @@ def test_state_is_carried_over_a_stop_and_a_routine_in_the_middle():
     with Simulation(Engine(config, image), backend="cxxrtl") as simulation:
         got = []
         for part in np.split(raw, 3):
-            result = simulation.run({"i_act": host.pack_inputs(part, config)},
+            beats = pack(act_signature(config).members["payload"].shape,
+                         host.pack_inputs(part, config))
+            result = simulation.run({"i_act": beats},
                                     {"o_act": len(part) * network.out_features})
             got.append(result.values("o_act")["data"])
             state = host.dumped(image, run_reference(quantised, raw[:len(got) * 3]).state)
@@ -158,7 +161,7 @@ def test_an_idle_channel_keeps_its_state_and_disturbs_no_other():
     network = random_recurrent(8, 6, [layer("lstm", 9, proj=4), layer("gru", 5)])
     config = size_for(network, 3, channels=2)
     quantised = quantise(network, config)
-    raw = random_inputs(2, network, (8, 2))
+    raw = random_inputs(2, network, (8, 2), 0.8)  # as `check` makes them
     active = np.ones((8, 2), dtype=bool)
     active[3:6, 0] = False
     with engine(config) as simulation:
