@@ -329,18 +329,21 @@ class QuantisedNetwork:
 
         check(layer.cols == cols, f"takes {layer.cols} inputs but gets {cols}")
         check(layer.in_frac == in_frac, f"in_frac is {layer.in_frac} but its input has {in_frac}")
+        linear = isinstance(layer, QuantisedLayer)
+        for matrix in (layer,) if linear else (layer.w_ih, layer.w_hh):
+            check_matrix(matrix)
+        size = layer.rows if linear else layer.slots * layer.hidden
+        check(layer.bias.shape == (size,), f"bias must have {size} elements")
         check(fits(layer.bias, widths.bias_bits),
               f"a bias does not fit bias_bits ({widths.bias_bits})")
-        check_shift(layer.shift)
-        check_bound(layer)
-        if isinstance(layer, QuantisedLayer):
-            check_matrix(layer)
-            check(layer.bias.shape == (layer.rows,), f"bias must have {layer.rows} elements")
+        if linear:
             check(layer.shift == layer.in_frac + layer.weight_frac - layer.out_frac,
                   "shift must be in_frac + weight_frac - out_frac")
+        check_shift(layer.shift)
+        check_bound(layer)
+        if linear:
             return
         for matrix, frac in ((layer.w_ih, layer.in_frac), (layer.w_hh, layer.out_frac)):
-            check_matrix(matrix)
             check(frac + matrix.weight_frac == layer.gate_frac + layer.shift,
                   "products of both matrices must have the binary point gate_frac + shift")
         check(0 <= layer.cell_shift <= SHIFT_MAX and 0 <= layer.peep_shift <= PEEP_SHIFT_MAX,

@@ -197,7 +197,8 @@ def test_inputs_are_rounded_and_clipped():
     raw, clipped = network.quantise_input([[0.5, -0.5 / 256, 1000.0], [-128.0, 127.999, -129.0]])
     assert raw.tolist() == [[128, 0, 32767], [-32768, 32767, -32768]]
     assert clipped == 3  # 127.999 rounds to 32768
-    with pytest.raises(ValueError, match=r"inputs must have shape \(n, 3\), not \(3,\)"):
+    with pytest.raises(ValueError, match=r"inputs must have shape \(n, 3\) or \(n, channels, 3\), "
+                                         r"not \(3,\)"):
         network.quantise_input([1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="not finite"):
         network.quantise_input([[np.nan, 0, 0]])

@@ -158,13 +158,14 @@ def test_counts_of_work():
     result = run_reference(quantised, inputs)
     for layer, x, nonzero, multiplies in zip(quantised.layers, result.activations, result.nonzero,
                                              result.multiplies, strict=True):
-        assert x.shape == (4, layer.cols)
+        assert x.shape == (4, 1, layer.cols)
+        x = x[:, 0]
         dense = layer.dense() != 0
         for vector in range(4):
             assert nonzero[vector] == sum(v != 0 for v in x[vector].tolist())
             assert multiplies[vector] == sum(
                 int(dense[:, j].sum()) for j in range(layer.cols) if x[vector, j])
-    assert result.activations[0].tolist() == inputs.tolist()
+    assert result.activations[0][:, 0].tolist() == inputs.tolist()
     assert result.nonzero[0][2] == result.multiplies[0][2] == 0
 
 
@@ -194,7 +195,7 @@ def test_saturations_happen_and_are_counted_per_value():
 
 @pytest.mark.parametrize(("inputs", "text"), [
     (np.zeros((2, 5), int), r"inputs must have shape \(n, 6\), not \(2, 5\)"),
-    (np.zeros(6, int), r"inputs must have shape \(n, 6\), not \(6,\)"),
+    (np.zeros(6, int), r"inputs must have shape \(n, 6\) or \(n, channels, 6\), not \(6,\)"),
     (np.zeros((1, 6)), "inputs must be raw integers, not float64: quantise them first"),
     (np.full((1, 6), 32768), r"inputs must lie in -32768\.\.32767, found 32768\.\.32768"),
 ])
@@ -237,6 +238,6 @@ def test_two_layers_share_nothing():
     second = replace(layer, name="fc2", relu=True)
     network = QuantisedNetwork([layer, second], 0, widths)
     result = run_reference(network, [[-800, 800]])
-    assert result.activations[1].tolist() == [[-100, 100]]
+    assert result.activations[1].tolist() == [[[-100, 100]]]
     # 12.5 rounds up.
     assert result.outputs.tolist() == [[0, 13]]
