@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from openese.hdl.engine import Engine
 from openese.hdl.layouts import act_signature
@@ -111,6 +113,46 @@ def test_every_cell_and_option_on_one_engine_without_reset(name):
             check(simulation, network, config, steps, seed=number, active=active, stalls=stalls)
             if n_pes == 8 and stack in (*CELLS, "projection and peepholes"):
                 check(simulation, network, config, 300, seed=number)
+
+
+@st.composite
+def layers(draw) -> RandomLayer:
+    cell, size = draw(st.sampled_from((*CELLS, "linear"))), draw(st.integers(1, 9))
+    lstm = cell == "lstm"
+    return layer(cell, size, proj=draw(st.integers(0, size - 1)) if lstm else 0,
+                 peepholes=lstm and draw(st.booleans()), bias=draw(st.booleans()),
+                 relu=cell == "linear" and draw(st.booleans()),
+                 density=draw(st.sampled_from([0.05, 0.3, 1.0])))
+
+
+@settings(deadline=None, max_examples=20, derandomize=True,
+          suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(stack=st.lists(layers(), min_size=1, max_size=3), n_pes=st.integers(1, 6),
+       channels=st.sampled_from([1, 1, 2, 3]), steps=st.integers(1, 4),
+       pointers=st.booleans(), direct=st.booleans(), queue_depth=st.sampled_from([1, 3, 8]),
+       stall=st.sampled_from([0.0, 0.5]), given_state=st.booleans(), seed=st.integers(0, 99))
+def test_random_networks_on_random_engines(stack, n_pes, channels, steps, pointers, direct,
+                                           queue_depth, stall, given_state, seed):
+    network = random_recurrent(seed, 5, stack, fixed_bits=12 if direct else None)
+    fields = {"direct_weights": direct} | ({} if network.recurrent else {"state_depth": 0})
+    config = size_for(network, n_pes, channels=channels, pointers=pointers,
+                      queue_depth=queue_depth, **fields)
+    quantised = quantise(network, config)
+    rng = np.random.default_rng(seed)
+    state = None
+    if given_state and network.recurrent:
+        state = zero_state(quantised, channels)
+        for part in state:
+            part.h[:] = rng.integers(-32768, 32768, part.h.shape)
+            if part.c is not None:
+                part.c[:] = rng.integers(-32768, 32768, part.c.shape)
+    active = rng.random((steps, channels)) < 0.7 if channels > 1 and network.recurrent else None
+    raw = random_inputs(seed, network, steps if channels == 1 else (steps, channels))
+    reference = run_reference(quantised, raw, state=state, active=active)
+    report = run_engine(
+        compile_network(quantised, config), raw, reference, backend="amaranth", state=state,
+        active=active, stalls={port: random_stalls(seed, stall) for port in ("i_act", "o_act")})
+    assert report.mismatches == 0, report.first_mismatch
 
 
 def test_a_sequence_cut_anywhere_with_its_state_carried_read_back_and_restored():
