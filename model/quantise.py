@@ -5,7 +5,7 @@ weights, that no accumulator can leave its width. What had to be given up for th
 `QuantisedLayer.rescaled_bits` and `QuantisedLayer.adjustments`, never done silently.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -472,6 +472,9 @@ class _Weights:
         except ValueError:
             raise ModelError(f"layer {name!r}: its largest weight ({largest:g}) is beyond every "
                              f"format: train it again") from None
+        if isinstance(matrix, FixedMatrix) and not QFormat(
+                self.bits, self.finest + 1).quantise(self.values)[1]:
+            self.finest += 1  # the largest magnitude is the smallest number of the format
         #: Finest binary point at which a direct weight fits its entry.
         self.native = self.finest
         if self.direct:
@@ -610,8 +613,10 @@ def _check_outputs(layer: CompressedLinear | CompressedRecurrent, out_frac: int,
             f"a smaller shift_base or larger bias_bits")
 
 
-def _quantise_recurrent(layer: CompressedRecurrent, in_frac: int, widths: Widths
-                        ) -> QuantisedRecurrent:
+def _quantise_recurrent(layer: CompressedRecurrent, in_frac: int, widths: Widths,
+                        relu_frac: int | None = None) -> QuantisedRecurrent:
+    """The layer in integers; ``relu_frac`` is the binary point that the write-back's smallest
+    shift leaves a ReLU cell, if that is below the layer's."""
     one, act_bits = unit_frac(widths.act_bits), widths.act_bits
     w_ih = _Weights(f"{layer.name}.weight_ih", layer.w_ih, widths)
     w_hh = _Weights(f"{layer.name}.weight_hh", layer.w_hh, widths)
@@ -622,6 +627,11 @@ def _quantise_recurrent(layer: CompressedRecurrent, in_frac: int, widths: Widths
     # What the gates' shift depends on: the binary points of results and of the state.
     relu = layer.cell == "rnn_relu"
     out_frac = layer.out_frac if relu or layer.w_hr is not None else one
+    if relu_frac is not None:
+        coarser_outputs.append(
+            f"out_frac lowered from {out_frac} to {relu_frac}: the write-back shifts by at least "
+            f"{widths.shift_min}")
+        out_frac = relu_frac
     if layer.w_hr is not None:
         out_frac = _quantise_projection(layer, out_frac, widths, fields, coarser_weights,
                                         coarser_outputs)
@@ -659,8 +669,9 @@ def _quantise_recurrent(layer: CompressedRecurrent, in_frac: int, widths: Widths
                 f"layer {layer.name!r}: its gates need a write-back shift of "
                 f"{product - gates}, the engine has {widths.shift_min} and up: use an engine with "
                 f"a smaller shift_base")
-        # The state's products get coarser with the state.
-        return _quantise_recurrent(replace(layer, out_frac=lowered), in_frac, widths)
+        # The state's products get coarser with the state, so that this may not end by itself.
+        _check_outputs(layer, lowered, widths, coarser_outputs)
+        return _quantise_recurrent(layer, in_frac, widths, lowered)
     _check_outputs(layer, out_frac, widths, coarser_outputs)
 
     if layer.cell == "lstm":
@@ -678,7 +689,9 @@ def _quantise_recurrent(layer: CompressedRecurrent, in_frac: int, widths: Widths
         w_ih=w_ih.quantised(product - in_frac, why), w_hh=w_hh.quantised(product - out_frac, why),
         bias=QFormat(widths.bias_bits, gates + widths.bias_guard).quantise(bias)[0],
         in_frac=in_frac, out_frac=out_frac, gate_frac=gates, shift=product - gates,
-        rescaled_bits=max(0, w_ih.finest - (product - in_frac), w_hh.finest - (product - out_frac)),
+        rescaled_bits=max([0] + [
+            weights.finest - (product - frac)
+            for weights, frac in ((w_ih, in_frac), (w_hh, out_frac)) if weights.values.any()]),
         adjustments=(*coarser_weights, *coarser_outputs), **({"w_hr": None} | fields))
 
 

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openese.model.compile import size_for
 from openese.model.config import EngineConfig
-from openese.model.network import CompressedLinear, CompressedNetwork
+from openese.model.matrix import CompressedMatrix, FixedMatrix
+from openese.model.network import CompressedLinear, CompressedNetwork, CompressedRecurrent
 from openese.model.quantise import (
     ModelError,
     QuantisedNetwork,
@@ -20,7 +22,7 @@ from openese.model.quantise import (
     accumulator_bound,
     quantise,
 )
-from openese.model.random_network import random_network
+from openese.model.random_network import RandomLayer, random_network, random_recurrent
 from openese.model.reference import accumulate, run_reference
 
 CONFIG = EngineConfig(n_pes=1)
@@ -246,3 +248,161 @@ def test_float_and_integer_networks_agree():
     actual = quantised.dequantise_output(run_reference(quantised, raw).outputs)
     expected = network.forward(x)
     assert np.abs(actual - expected).max() < 0.01 * np.abs(expected).max()
+
+
+def shared(*values):
+    """A row of shared weights; 0 is pruned."""
+    codebook = np.zeros(16, np.float32)
+    codebook[1:len(values) + 1] = values
+    codes = [[k + 1 if value else 0 for k, value in enumerate(values)]]
+    return CompressedMatrix.from_codes(np.array(codes), codebook)
+
+
+def one_unit(cell, w_ih, w_hh, *, in_frac=12, **fields):
+    layer = CompressedRecurrent("cell", cell, w_ih.cols, w_hh.cols, w_ih, w_hh, **fields)
+    return CompressedNetwork([layer], in_frac)
+
+
+def quantised_unit(network, **widths):
+    layer, = quantise(network, size_for(network, 1).with_(**widths)).layers
+    return layer
+
+
+@pytest.mark.parametrize("fixed_bits", [None, 12])
+@pytest.mark.parametrize("in_frac", [9, 12, 15])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu", "gru", "lstm", "projection"])
+def test_products_of_both_matrices_have_one_binary_point(cell, in_frac, fixed_bits):
+    proj = 5 if cell == "projection" else 0
+    layer = RandomLayer(cell="lstm" if proj else cell, size=9, proj=proj, peepholes=bool(proj))
+    network = random_recurrent(3, 6, [layer], in_frac=in_frac, fixed_bits=fixed_bits)
+    config = size_for(network, 1)
+    layer, = quantise(network, config).layers
+    product = layer.gate_frac + layer.shift
+    assert in_frac + layer.w_ih.weight_frac == layer.out_frac + layer.w_hh.weight_frac == product
+    assert layer.gate_frac == (layer.out_frac if cell == "rnn_relu" else 11)
+    # The worst sum over rows of both matrices, in Python integers, in PyTorch's order of blocks.
+    total = {}
+    for matrix, slots in ((layer.w_ih, (0, 1, 2)), (layer.w_hh, (0, 1, 3))):
+        for row, weights in enumerate(matrix.dense().tolist()):
+            gate, unit = divmod(row, 9)
+            slot = slots[gate] if cell == "gru" else gate
+            total[slot, unit] = total.get((slot, unit), 0) + sum(map(abs, weights))
+    worst = max(total.values()) << 15
+    assert accumulator_bound(layer, 16) == worst < 1 << (config.acc_bits - 1)
+    if proj:
+        assert layer.proj_shift == 15 + layer.w_hr.weight_frac - layer.out_frac
+
+
+def test_the_gates_proof_takes_both_matrices_together():
+    # As in the linear proof, 65535 * 2**15 fits 32 bits and 65536 * 2**15 does not.
+    for last, frac in ((16383, 14), (16384, 13)):
+        layer = quantised_unit(
+            one_unit("rnn_tanh", shared(1.0, 1.0, 1.0), shared(last / 16384), in_frac=15),
+            acc_bits=32)
+        assert (layer.w_ih.weight_frac, layer.w_hh.weight_frac) == (frac, frac)
+        assert accumulator_bound(layer, 16) < 1 << 31
+    assert layer.adjustments[0] == (
+        "weight_frac lowered from 14 to 13: the accumulator (acc_bits 32) must hold every "
+        "possible sum")
+    assert layer.rescaled_bits == 1
+
+
+def test_the_two_parts_of_a_grus_candidate_are_proved_apart():
+    columns = CompressedMatrix.from_codes(np.array([[0], [0], [1]]), [0, 0.75])
+    network = CompressedNetwork([CompressedRecurrent("cell", "gru", 1, 1, columns, columns)], 15)
+    layer = quantised_unit(network, acc_bits=32)
+    assert layer.row_sums().tolist() == [0, 0, 24576, 24576]
+
+
+def test_direct_weights_are_placed_without_rounding():
+    raw_ih, raw_hh = np.array([[-2048, 3], [0, 2047]]), np.array([[5, 0], [0, -7]])
+    network = one_unit("rnn_tanh", FixedMatrix.from_raw(raw_ih, 12, 11),
+                       FixedMatrix.from_raw(raw_hh, 12, 11), in_frac=12)
+    layer = quantised_unit(network)
+    for matrix, raw in ((layer.w_ih, raw_ih), (layer.w_hh, raw_hh)):
+        assert matrix.direct
+        assert matrix.code_bits == 12
+        exact = [[Fraction(int(w), 1 << matrix.weight_frac) for w in row]
+                 for row in matrix.dense()]
+        assert exact == [[Fraction(int(w), 1 << 11) for w in row] for row in raw]
+    assert layer.w_ih.align == 4  # 12 bits in an operand of 16
+    assert layer.adjustments == ()
+
+
+def test_direct_weights_below_half_a_step_keep_one():
+    # The input's weights are so large that the state's have to be lowered.
+    network = one_unit("rnn_tanh", FixedMatrix.from_raw([[2047]], 12, 6),
+                       FixedMatrix.from_raw([[-1]], 12, 19), in_frac=12)
+    layer = quantised_unit(network)
+    assert layer.w_hh.dense().tolist() == [[-1]]
+    assert (layer.w_hh.weight_frac, layer.w_hh.align) == (7, 0)
+
+
+def test_a_relu_cell_says_when_its_output_gets_coarser():
+    layer = quantised_unit(one_unit("rnn_relu", shared(100.0), shared(0.5), out_frac=12))
+    assert (layer.out_frac, layer.gate_frac, layer.shift) == (10, 10, 10)
+    assert layer.adjustments == (
+        "out_frac lowered from 12 to 10: the write-back shifts by at least 10",)
+    # 200 * 2**(9 + 2) is beyond 18 bits, 200 * 2**(8 + 1) too, 200 * 2**(7 + 2) is not.
+    layer = quantised_unit(one_unit("rnn_relu", shared(1.0), shared(0.5), out_frac=9,
+                                    bias=[200.0]))
+    assert layer.out_frac == layer.gate_frac == 7
+    assert layer.adjustments == (
+        "out_frac lowered from 9 to 7: the largest bias (200) needs it to fit bias_bits (18)",)
+
+
+def test_a_relu_cell_whose_state_grows_without_bound_is_refused():
+    # Its output gets coarser, and so do the state's products: no shift is ever large enough.
+    with pytest.raises(ModelError, match=r"^layer 'cell': nothing but the sign of its outputs "
+                                         r"would be left \(out_frac lowered from 12 to -2: "):
+        quantised_unit(one_unit("rnn_relu", shared(0.5), shared(100.0), out_frac=12))
+
+
+def test_a_pruned_recurrence_is_no_rescaling():
+    layer = quantised_unit(one_unit("rnn_tanh", shared(0.5), shared(0.0)))
+    assert (layer.rescaled_bits, layer.adjustments) == (0, ())
+
+
+def lstm(**fields):
+    gates = CompressedMatrix.from_codes(np.ones((4, 1), int), [0, 0.5])
+    return one_unit("lstm", gates, gates, **fields)
+
+
+def test_what_no_gate_can_hold_is_refused():
+    with pytest.raises(ModelError, match=r"^layer 'cell': its largest bias \(20\) does not fit "
+                                         r"bias_bits \(18\): use an engine with larger"):
+        quantised_unit(lstm(bias=[0, 0, 20.0, 0]), bias_guard=2)
+    with pytest.raises(ModelError, match=r"^layer 'cell': its largest peephole weight \(1e\+06\) "
+                                         r"is beyond every format at cell_frac 12: train"):
+        quantised_unit(lstm(peephole=[[1e6], [0], [0]]))
+    with pytest.raises(ModelError, match=r"^layer 'cell': its gates need a write-back shift of 8, "
+                                         r"the engine has 10 and up"):
+        quantised_unit(one_unit("rnn_tanh", shared(200.0), shared(0.5), in_frac=12))
+
+
+@pytest.mark.parametrize(("cell_frac", "shift", "moved"), [
+    (15, 0, False), (12, 3, False), (8, 7, False), (6, 7, True), (17, 0, True)])
+def test_cell_states_have_a_binary_point_of_three_bits(cell_frac, shift, moved):
+    layer = quantised_unit(lstm(cell_frac=cell_frac))
+    assert layer.cell_shift == shift
+    assert layer.adjustments == ((
+        f"cell_frac moved from {cell_frac} to {15 - shift}: cell states have 8 to 15 fraction "
+        f"bits",) if moved else ())
+
+
+@pytest.mark.parametrize("largest", [0.01, 0.9, 3.0, 40.0])
+def test_peepholes_get_the_finest_format_that_holds_them(largest):
+    layer = quantised_unit(lstm(peephole=[[largest], [-largest], [0]], cell_frac=12))
+    # p has 25 - 12 - peep_shift fraction bits.
+    step = Fraction(1, 1 << (13 - layer.peep_shift))
+    for raw, value in zip(layer.peephole.ravel().tolist(), (largest, -largest, 0), strict=True):
+        assert abs(raw * step - Fraction(float(np.float32(value)))) <= step / 2
+    assert layer.peep_shift == 0 or 2 * abs(layer.peephole).max() > 32767
+
+
+def test_inputs_of_channels():
+    network = lstm()
+    raw, clipped = quantise(network, size_for(network, 1)).quantise_input(
+        [[[0.5], [-9.0]], [[1.0], [0.0]]])
+    assert raw.tolist() == [[[2048], [-32768]], [[4096], [0]]]
+    assert clipped == 1
