@@ -176,7 +176,7 @@ def test_bench_ese(capsys):
     assert "8 PEs, 1 channel" in out
     assert "16,540" in out
     assert "0.690" in out
-    assert "0 mismatches over 1,024 outputs" in out
+    assert "0 mismatches over 1,536 outputs" in out
 
 
 @pytest.mark.parametrize(("arguments", "text"), [
