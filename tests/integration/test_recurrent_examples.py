@@ -81,8 +81,10 @@ def test_the_adder_trains(tmp_path):
 
 def test_all_programs_of_the_adder_add(tmp_path):
     """`speed.py` ends with an error where a sum is wrong."""
-    output = run("binary_adder/speed.py", "--additions", 50, "--rounds", 1)
-    for name in ("PyTorch, one by one", "PyTorch, all at once", "NumPy loop", "C++ loop"):
+    output = run("binary_adder/speed.py", "--additions", 50, "--rounds", 1,
+                 "--channels", 2)
+    for name in ("PyTorch, one by one", "PyTorch, all at once", "NumPy loop", "C++ loop",
+                 "accelerator"):
         assert f"| {name}" in output
 
 
