@@ -4,12 +4,12 @@ from amaranth import *
 from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from openese.model.config import EngineConfig
+from openese.model.config import GATE_LANES, EngineConfig
 from openese.model.program import Op
 
 from .checks import checked_config, checked_contents
 from .elementwise import ElementWise
-from .gather import LANES, gate_layout
+from .gather import gate_layout
 from .layouts import (
     Kind,
     act_out_layout,
@@ -21,17 +21,7 @@ from .layouts import (
 from .skid import Skid
 from .units import Units
 
-__all__ = ["Cells", "results_depth", "token_period"]
-
-
-def token_period(config: EngineConfig) -> int:
-    """Cycles between tokens: a unit per cycle, and four for every PE of a lane."""
-    return -(-config.n_pes // LANES) * LANES
-
-
-def results_depth(config: EngineConfig) -> int:
-    """Results that may wait: all that can be under way when they come at full rate."""
-    return 1 << (2 * token_period(config) + 63).bit_length()
+__all__ = ["Cells"]
 
 
 class Cells(wiring.Component):
@@ -91,7 +81,7 @@ class Cells(wiring.Component):
         super().__init__({
             "start": In(1), "command": In(instruction_layout(config)),
             "active": In(config.channels), "idle": Out(1), "fence": In(1), "o_token": Out(1),
-            "i": In(gate_layout(config)).array(LANES),
+            "i": In(gate_layout(config)).array(GATE_LANES),
             "i_load": In(broadcast_signature(config)),
             "o_feed": Out(stream.Signature(scan_layout(config, 2 * config.lnzd_levels))),
             "o_beat": Out(input_signature(config)),
@@ -106,7 +96,7 @@ class Cells(wiring.Component):
         m.submodules.elementwise = elementwise = self.elementwise
         width = config.act_bits * config.channels
         m.submodules.results = results = fifo.SyncFIFOBuffered(
-            width=width, depth=results_depth(config))
+            width=width, depth=config.results_depth)
         m.submodules.skid = skid = Skid(act_out_layout(config))
         wiring.connect(m, skid.o, wiring.flipped(self.o_act))
         for port, gate in zip(units.i, self.i, strict=True):
@@ -131,10 +121,10 @@ class Cells(wiring.Component):
         m.d.sync += Assert(~results.w_en | results.w_rdy, "a result had no room")
 
         # Tokens while there is room for a result of every PE.
-        wait = Signal(range(max(config.drain_wait, token_period(config), 8) + 1))
+        wait = Signal(range(max(config.drain_wait, config.token_period, 8) + 1))
         groups = Signal(config.rows_bits)
-        reserved = Signal(range(results_depth(config) + 1))
-        ready = (reserved <= results_depth(config) - config.n_pes) & (wait == 0)
+        reserved = Signal(range(config.results_depth + 1))
+        ready = (reserved <= config.results_depth - config.n_pes) & (wait == 0)
         with m.If(self.o_token & ~taken):
             m.d.sync += reserved.eq(reserved + config.n_pes)
         with m.Elif(self.o_token & taken):
@@ -162,7 +152,7 @@ class Cells(wiring.Component):
             with m.State("RUN"):
                 with m.If((groups != 0) & ready):
                     m.d.comb += self.o_token.eq(1)
-                    m.d.sync += [groups.eq(groups - 1), wait.eq(token_period(config) - 1)]
+                    m.d.sync += [groups.eq(groups - 1), wait.eq(config.token_period - 1)]
                 with m.If(finished):
                     m.next = "SETTLE"
 

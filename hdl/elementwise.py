@@ -4,13 +4,12 @@ from amaranth import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from openese.model.config import EngineConfig
+from openese.model.config import GATE_LANES, EngineConfig
 from openese.model.elementwise import PEEP_SHIFT_MAX, SHIFT_MAX, unit_frac
 from openese.model.program import Cell
 
 from .activation import Activation, delayed
 from .checks import checked_config, checked_contents
-from .gather import LANES
 from .layouts import values_layout
 from .multiply import Multiplier
 
@@ -92,7 +91,7 @@ class ElementWise(wiring.Component):
             "active": In(config.channels),
             "i_valid": In(1),
             "i_gates": In(data.ArrayLayout(
-                data.ArrayLayout(signed(bits), LANES), config.channels)),
+                data.ArrayLayout(signed(bits), GATE_LANES), config.channels)),
             "i_state": In(config.state_addr_bits), "i_peep": In(config.peephole_addr_bits),
             "o_valid": Out(1), "o_values": Out(values_layout(config)),
             "saturated": Out(range(config.channels + 1)),

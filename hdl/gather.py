@@ -4,16 +4,13 @@ from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from openese.model.config import EngineConfig
+from openese.model.config import GATE_LANES, EngineConfig
 
 from .checks import checked_config
 from .fan import ARITY
 from .layouts import values_layout
 
-__all__ = ["LANES", "GatherTree", "gate_layout"]
-
-#: Values under way side by side: the accumulators of the largest cell.
-LANES = 4
+__all__ = ["GatherTree", "gate_layout"]
 
 
 def gate_layout(config: EngineConfig) -> data.StructLayout:
@@ -50,21 +47,21 @@ class GatherTree(wiring.Component):
         self._config = checked_config(config)
         super().__init__({
             "i": In(gate_layout(config)).array(config.n_pes),
-            "o": Out(gate_layout(config)).array(LANES),
+            "o": Out(gate_layout(config)).array(GATE_LANES),
         })
 
     def elaborate(self, platform):
         m = Module()
         layout = gate_layout(self._config)
         # A node joins eight neighbours, lane by lane; idle inputs count as zero.
-        nodes = [[[self.i[p]] if p % LANES == lane else [] for lane in range(LANES)]
+        nodes = [[[self.i[p]] if p % GATE_LANES == lane else [] for lane in range(GATE_LANES)]
                  for p in range(self._config.n_pes)]
         for level in range(self._config.fan_levels):
             joined = []
             for first in range(0, len(nodes), ARITY):
                 group = nodes[first:first + ARITY]
                 lanes = []
-                for lane in range(LANES):
+                for lane in range(GATE_LANES):
                     inputs = [item for node in group for item in node[lane]]
                     if not inputs:
                         lanes.append([])
@@ -78,7 +75,7 @@ class GatherTree(wiring.Component):
                     lanes.append([out])
                 joined.append(lanes)
             nodes = joined
-        for lane in range(LANES):
+        for lane in range(GATE_LANES):
             for out in nodes[0][lane]:
                 m.d.comb += self.o[lane].eq(out)
         return m

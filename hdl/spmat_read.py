@@ -73,13 +73,18 @@ class SpMatRead(wiring.Component):
             "busy": Out(1),
         })
 
-    def elaborate(self, platform):
-        m = Module()
+    def _matrix(self, m: Module) -> memory.ReadPort:
+        """The memory, filled by load messages; returns where it is read."""
         m.submodules.words = words = memory.Memory(self.words)
         write, read = words.write_port(), words.read_port()
         args = self.load.payload.args.load
         load = self.load.valid & (self.load.payload.kind == Kind.LOAD_SPMAT) & (args.pe == self.id)
         m.d.comb += [write.en.eq(load), write.addr.eq(args.addr), write.data.eq(args.data)]
+        return read
+
+    def elaborate(self, platform):
+        m = Module()
+        read = self._matrix(m)
 
         # Stage 0 holds the address that is being read, stage 1 waits for the memory, stage 2
         # holds the entry.
@@ -145,11 +150,7 @@ class SpMatStream(SpMatRead):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.words = words = memory.Memory(self.words)
-        write, read = words.write_port(), words.read_port()
-        args = self.load.payload.args.load
-        load = self.load.valid & (self.load.payload.kind == Kind.LOAD_SPMAT) & (args.pe == self.id)
-        m.d.comb += [write.en.eq(load), write.addr.eq(args.addr), write.data.eq(args.data)]
+        read = self._matrix(m)
 
         config, column = self._config, self.i.payload
         addr = Signal(config.spmat_addr_bits, reset_less=True)

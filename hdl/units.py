@@ -4,10 +4,10 @@ from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from openese.model.config import EngineConfig
+from openese.model.config import GATE_LANES, EngineConfig
 
 from .checks import checked_config
-from .gather import LANES, gate_layout
+from .gather import gate_layout
 from .layouts import values_layout
 
 __all__ = ["Units", "gates_layout"]
@@ -15,7 +15,7 @@ __all__ = ["Units", "gates_layout"]
 
 def gates_layout(config: EngineConfig) -> data.ArrayLayout:
     """The pre-activations of a unit: four of every channel."""
-    return data.ArrayLayout(data.ArrayLayout(signed(config.act_bits), LANES), config.channels)
+    return data.ArrayLayout(data.ArrayLayout(signed(config.act_bits), GATE_LANES), config.channels)
 
 
 class Units(wiring.Component):
@@ -48,22 +48,22 @@ class Units(wiring.Component):
     def __init__(self, config: EngineConfig):
         self._config = checked_config(config)
         super().__init__({
-            "i": In(gate_layout(config)).array(LANES), "four": In(1), "clear": In(1),
+            "i": In(gate_layout(config)).array(GATE_LANES), "four": In(1), "clear": In(1),
             "o_valid": Out(1), "o_gates": Out(gates_layout(config)), "o_pe": Out(config.pe_bits),
         })
 
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        lane = Signal(range(LANES))
+        lane = Signal(range(GATE_LANES))
         pe = Signal(config.pe_bits)
-        complete = Signal(LANES)
-        arrived = Signal(data.ArrayLayout(gates_layout(config), LANES))
+        complete = Signal(GATE_LANES)
+        arrived = Signal(data.ArrayLayout(gates_layout(config), GATE_LANES))
         for k, port in enumerate(self.i):
             before = [Signal(values_layout(config), reset_less=True, name=f"before_{k}_{age}")
-                      for age in range(LANES - 1)]
-            count = Signal(range(LANES), name=f"count_{k}")
-            m.d.comb += complete[k].eq(port.valid & (~self.four | (count == LANES - 1)))
+                      for age in range(GATE_LANES - 1)]
+            count = Signal(range(GATE_LANES), name=f"count_{k}")
+            m.d.comb += complete[k].eq(port.valid & (~self.four | (count == GATE_LANES - 1)))
             with m.If(port.valid):
                 m.d.sync += [
                     count.eq(Mux(self.four, count + 1, 0)), before[0].eq(port.values),
@@ -79,7 +79,7 @@ class Units(wiring.Component):
 
         gates = Signal(gates_layout(config), reset_less=True)
         with m.Switch(lane):
-            for k in range(LANES):
+            for k in range(GATE_LANES):
                 with m.Case(k):
                     m.d.sync += gates.eq(arrived[k])
         m.d.sync += [

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil
 
 __all__ = [
-    "ACC_LATENCY", "ACT_READ_LATENCY", "DECODE_LATENCY", "LNZD_INPUT_LATENCY", "LUT_RAM_WORDS",
-    "MULTIPLY_LATENCY", "PRESETS", "PTR_READ_LATENCY", "SPMAT_READ_LATENCY",
+    "ACC_LATENCY", "ACT_READ_LATENCY", "DECODE_LATENCY", "GATE_LANES", "LNZD_INPUT_LATENCY",
+    "LUT_RAM_WORDS", "MULTIPLY_LATENCY", "PRESETS", "PTR_READ_LATENCY", "SPMAT_READ_LATENCY",
     "WRITE_BACK_LATENCY", "EngineConfig",
 ]
 
@@ -24,6 +24,8 @@ LNZD_INPUT_LATENCY = 1  # activation out, in front of the first node of the LNZD
 WRITE_BACK_LATENCY = 8  # command in, first activation written
 
 
+#: Gates under way side by side to the element-wise unit: the accumulators of the largest cell.
+GATE_LANES = 4
 #: Biases and accumulators up to this number of words are kept in LUT RAM: a block of block RAM for
 #: so little would be taken from the matrix.
 LUT_RAM_WORDS = 128
@@ -273,6 +275,18 @@ class EngineConfig:
     def drain_wait(self) -> int:
         """From a broadcast to the first cycle in which `busy` can be believed."""
         return self.broadcast_latency + self.status_latency
+
+    # -- the element-wise unit --------------------------------------------------------------------
+
+    @property
+    def token_period(self) -> int:
+        """Cycles between tokens: a unit per cycle, and four for every PE of one of 4 lanes."""
+        return ceil(self.n_pes / GATE_LANES) * GATE_LANES
+
+    @property
+    def results_depth(self) -> int:
+        """Results that may wait: all that can be under way when they come at full rate."""
+        return 1 << (2 * self.token_period + 63).bit_length()
 
     @property
     def signature(self) -> int:

@@ -128,9 +128,8 @@ def _elementwise_memories(config: EngineConfig) -> list[EngineMemory]:
         memories.append(EngineMemory("peepholes", 1, config.peephole_depth, 3 * bits))
     # Sigmoids of i, f and o, tanh of g and c; and the queue of results, a power of 2 of which one
     # stands in a register.
-    tokens = 4 * -(-config.n_pes // 4)
     return [*memories, EngineMemory("sigmoid and tanh", 5 * channels, len(values), word),
-            EngineMemory("queue of results", 1, (1 << (2 * tokens + 63).bit_length()) - 1,
+            EngineMemory("queue of results", 1, config.results_depth - 1,
                          channels * bits)]
 
 

@@ -17,7 +17,6 @@ from enum import Enum, auto
 import numpy as np
 from numpy.typing import NDArray
 
-from openese.hdl.cells import results_depth, token_period
 from openese.hdl.elementwise import ElementWise
 from openese.model.compile import Image, LayerTable
 from openese.model.config import (
@@ -373,8 +372,8 @@ class _Cells:
 
     def __init__(self, config: EngineConfig, pes: _Pes):
         self._config, self._pes = config, pes
-        self._period = token_period(config)
-        self._room = results_depth(config) - config.n_pes
+        self._period = config.token_period
+        self._room = config.results_depth - config.n_pes
         self._state = _CellsState.IDLE
         self._results: deque[int] = deque()  # cycles in which they come to the queue's end
         self._wait_until = self._tokens = self._reserved = 0

@@ -10,7 +10,7 @@ import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
 
-from openese.hdl.cells import Cells, results_depth, token_period
+from openese.hdl.cells import Cells
 from openese.hdl.elementwise import ElementWise
 from openese.hdl.gather import GatherTree
 from openese.hdl.layouts import Kind
@@ -253,10 +253,10 @@ def test_beats_of_several_lanes(n_pes, lanes):
 @pytest.mark.parametrize("n_pes", [1, 3, 4, 5, 8, 9, 64])
 def test_one_unit_per_cycle(n_pes, gates):
     config = CONFIG.with_(n_pes=n_pes)
-    assert token_period(config) == -(-n_pes // 4) * 4
+    assert config.token_period == -(-n_pes // 4) * 4
     rows = 3
     run = Run(config, [Task(config, rows=rows, rem=n_pes, gates=gates, to_feed=1)])
-    start, period = run.starts[0], token_period(config)
+    start, period = run.starts[0], config.token_period
     assert run.tokens == [start + config.drain_wait + 1 + period * k for k in range(rows)]
     # From token to result: write-back, gather tree, collector, the unit's own latency, queue.
     first = run.feed[0][0]
@@ -277,14 +277,14 @@ def test_tokens_wait_for_the_fence(fence):
 def test_tokens_stop_while_results_wait(n_pes):
     """The queue never overflows, which is an assertion of the block; all arrives in the end."""
     config = CONFIG.with_(n_pes=n_pes, act_depth=1024, state_depth=4096)
-    rows = -(-3 * results_depth(config) // n_pes)
+    rows = -(-3 * config.results_depth // n_pes)
     tasks = [Task(config, rows=rows, rem=n_pes, gates=3, to_feed=1, to_out=1)]
     release = 12 * rows + 900
     run = Run(config, tasks, fed=lambda cycle: cycle >= release)
     check(run, tasks, model(tasks, config))
     before = [cycle for cycle in run.tokens if cycle < release]
-    assert len(before) * n_pes <= results_depth(config)
-    assert (len(before) + 1) * n_pes > results_depth(config) - n_pes
+    assert len(before) * n_pes <= config.results_depth
+    assert (len(before) + 1) * n_pes > config.results_depth - n_pes
     # And slow destinations, with the queue full most of the time.
     run = Run(config, tasks, feed_stalls=0.6, out_stalls=0.6)
     check(run, tasks, model(tasks, config))

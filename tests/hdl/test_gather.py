@@ -11,7 +11,7 @@ from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from openese.hdl.gather import LANES, GatherTree, gate_layout
+from openese.hdl.gather import GatherTree, gate_layout
 from openese.hdl.units import Units, gates_layout
 
 from .helpers import plain, play, recurrent, simulate
@@ -44,7 +44,7 @@ class Joined(wiring.Component):
 
 def period(n_pes: int) -> int:
     """Cycles between tokens."""
-    return -(-n_pes // LANES) * LANES
+    return -(-n_pes // GATE_LANES) * GATE_LANES
 
 
 class Run:
@@ -102,7 +102,7 @@ def test_one_unit_per_cycle_in_order(n_pes, four, channels):
     run = Run(config, four, tokens)
     # A register per level, and one behind the last gate.
     assert run.units == run.expected(config.fan_levels + 1)
-    if n_pes % LANES == 0:
+    if n_pes % GATE_LANES == 0:
         first = run.units[0][0]
         assert [cycle for cycle, *_ in run.units] == list(range(first, first + 4 * n_pes))
 
@@ -121,7 +121,7 @@ def test_clear_begins_with_pe_0_again():
     """The last row of a layer may have units in some PEs only, but all PEs give theirs."""
     config = recurrent(n_pes=5)
     dut = Units(config)
-    idle = {f"i.{lane}": {"values": [0], "valid": 0} for lane in range(LANES)}
+    idle = {f"i.{lane}": {"values": [0], "valid": 0} for lane in range(GATE_LANES)}
 
     def gate(lane, value):
         return {**idle, f"i.{lane}": {"values": [value], "valid": 1}}
