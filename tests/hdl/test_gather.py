@@ -13,6 +13,7 @@ from amaranth.lib.wiring import In, Out
 
 from openese.hdl.gather import GatherTree, gate_layout
 from openese.hdl.units import Units, gates_layout
+from openese.model.config import GATE_LANES
 
 from .helpers import plain, play, recurrent, simulate
 
