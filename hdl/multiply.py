@@ -1,26 +1,31 @@
-"""The registered signed multiplier: one ECP5 DSP slice, or its portable twin."""
+"""The registered signed multiplier: a device's DSP block, or its portable twin."""
 
 from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from .spram import is_ultraplus
+
 __all__ = ["Multiplier"]
+
+#: Operand width of the primitive of iCE40 UltraPlus.
+MAC16_BITS = 16
 
 
 class Multiplier(wiring.Component):
     """Free-running signed multiplier, ``p = a * b``, in three register stages.
 
-    On an ECP5 platform it is one ``MULT18X18D`` with its input, pipeline and output registers in
-    use: Yosys packs no registers into that primitive, which costs the multiply path more than
-    half of its clock rate. On every other platform, and in simulation, it is three stages of
-    plain registers that compute the same.
+    On an ECP5 platform it is one ``MULT18X18D``, on a Gowin platform (GW1N and GW2A) one
+    ``MULT18X18``, with its input, pipeline and output registers in use: Yosys packs no registers
+    into these primitives, which costs the multiply path more than half of its clock rate. On every
+    other platform, and in simulation, it is three stages of plain registers that compute the same.
 
     Latency: ``LATENCY`` = 3 cycles; ``p`` after edge ``t + 3`` is the product of the operands
     before edge ``t + 1``. Throughput: one product per cycle; there is no enable and no
     backpressure. The registers hold 0 at power-up and are not reset: a user that needs to tell
     products apart delays its own valid bit by ``LATENCY``.
 
-    Resources: 1 ``MULT18X18D`` and nothing else on ECP5.
+    Resources: 1 ``MULT18X18D`` and nothing else on ECP5, 1 ``MULT18X18`` on Gowin.
 
     Parameters
     ----------
@@ -58,8 +63,12 @@ class Multiplier(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        if getattr(platform, "family", None) == "ecp5":
-            m.submodules.dsp = self._dsp(m)
+        family = getattr(platform, "family", None) or ""
+        if family == "ecp5":
+            m.submodules.dsp = self._ecp5(m)
+            return m
+        if family.startswith(("GW1N", "GW2A")):
+            m.submodules.dsp = self._gowin(m)
             return m
 
         a = Signal.like(self.a, reset_less=True)
@@ -75,17 +84,22 @@ class Multiplier(wiring.Component):
         m.d.comb += self.p.eq(p)
         return m
 
-    def _dsp(self, m: Module) -> Instance:
-        """The primitive. Its ports are single bits, so buses are taken apart here.
+    def _wide(self, m: Module) -> tuple[Signal, Signal, Signal]:
+        """Operands and product in the primitive's widths."""
+        a = Signal(signed(self.MAX_BITS))
+        b = Signal(signed(self.MAX_BITS))
+        p = Signal(signed(2 * self.MAX_BITS))
+        # Assignment sign-extends.
+        m.d.comb += [a.eq(self.a), b.eq(self.b), self.p.eq(p)]
+        return a, b, p
+
+    def _ecp5(self, m: Module) -> Instance:
+        """ECP5's primitive. Its ports are single bits, so buses are taken apart here.
 
         SIGNEDA and SIGNEDB are constant: whether the device registers them makes no difference.
         Clock enable and reset of every register default to CE0 and RST0.
         """
-        # Assignment sign-extends.
-        a = Signal(signed(self.MAX_BITS))
-        b = Signal(signed(self.MAX_BITS))
-        p = Signal(signed(2 * self.MAX_BITS))
-        m.d.comb += [a.eq(self.a), b.eq(self.b), self.p.eq(p)]
+        a, b, p = self._wide(m)
         ports = {f"i_{name}{i}": bus[i] for name, bus in (("A", a), ("B", b))
                  for i in range(self.MAX_BITS)}
         ports |= {f"o_P{i}": p[i] for i in range(2 * self.MAX_BITS)}
@@ -100,3 +114,50 @@ class Multiplier(wiring.Component):
             # 0 selects the parallel operand, 1 the shift chain of the neighbouring slice.
             i_SOURCEA=Const(0), i_SOURCEB=Const(0),
             **ports)
+
+    def _gowin(self, m: Module) -> Instance:
+        """Gowin's primitive: AREG, BREG, PIPE_REG and OUT_REG are its three register stages.
+
+        ASIGN and BSIGN are constant, so their registers stay out of use.
+        """
+        a, b, p = self._wide(m)
+        return Instance(
+            "MULT18X18",
+            p_AREG=Const(1, 1), p_BREG=Const(1, 1), p_PIPE_REG=Const(1, 1), p_OUT_REG=Const(1, 1),
+            i_CLK=ClockSignal(), i_CE=Const(1), i_RESET=Const(0),
+            i_ASIGN=Const(1), i_BSIGN=Const(1),
+            # 0 selects the parallel operand, 1 the shift chain of the neighbouring block.
+            i_ASEL=Const(0), i_BSEL=Const(0),
+            i_SIA=Const(0, self.MAX_BITS), i_SIB=Const(0, self.MAX_BITS),
+            i_A=a, i_B=b, o_DOUT=p)
+
+    def _mac16(self, m: Module) -> Instance:
+        """The primitive in its fully pipelined mode: operands, partial products, their sum.
+
+        The sum is taken from its register past the accumulator, whose own register would be a
+        fourth stage.
+        """
+        for name, bits in (("a_bits", len(self.a)), ("b_bits", len(self.b))):
+            if bits > MAC16_BITS:
+                raise ValueError(f"{name} must be at most {MAC16_BITS} on iCE40, whose multiplier "
+                                 f"is no wider, not {bits}: choose act_bits and weight_bits of at "
+                                 f"most {MAC16_BITS}")
+        # Assignment sign-extends.
+        a, b = Signal(signed(MAC16_BITS)), Signal(signed(MAC16_BITS))
+        p = Signal(signed(2 * MAC16_BITS))
+        m.d.comb += [a.eq(self.a), b.eq(self.b), self.p.eq(p)]
+        # Resets, holds, loads, subtraction, and what comes from the neighbouring block.
+        idle = ("AHOLD", "BHOLD", "CHOLD", "DHOLD", "OHOLDTOP", "OHOLDBOT", "IRSTTOP", "IRSTBOT",
+                "ORSTTOP", "ORSTBOT", "OLOADTOP", "OLOADBOT", "ADDSUBTOP", "ADDSUBBOT", "CI",
+                "ACCUMCI", "SIGNEXTIN")
+        on = Const(1, 1)
+        return Instance(
+            "SB_MAC16",
+            p_A_SIGNED=on, p_B_SIGNED=on, p_MODE_8x8=Const(0, 1),
+            p_A_REG=on, p_B_REG=on,
+            p_TOP_8x8_MULT_REG=on, p_BOT_8x8_MULT_REG=on,
+            p_PIPELINE_16x16_MULT_REG1=on, p_PIPELINE_16x16_MULT_REG2=on,
+            p_TOPOUTPUT_SELECT=Const(3, 2), p_BOTOUTPUT_SELECT=Const(3, 2),
+            i_CLK=ClockSignal(), i_CE=Const(1), i_A=a, i_B=b,
+            i_C=Const(0, 16), i_D=Const(0, 16), o_O=p,
+            **{f"i_{name}": Const(0) for name in idle})
