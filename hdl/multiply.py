@@ -16,16 +16,18 @@ class Multiplier(wiring.Component):
     """Free-running signed multiplier, ``p = a * b``, in three register stages.
 
     On an ECP5 platform it is one ``MULT18X18D``, on a Gowin platform (GW1N and GW2A) one
-    ``MULT18X18``, with its input, pipeline and output registers in use: Yosys packs no registers
-    into these primitives, which costs the multiply path more than half of its clock rate. On every
-    other platform, and in simulation, it is three stages of plain registers that compute the same.
+    ``MULT18X18``, on iCE40 UltraPlus one ``SB_MAC16``, with its input, pipeline and output
+    registers in use: Yosys packs no registers into these primitives, which costs the multiply path
+    more than half of its clock rate. On every other platform, and in simulation, it is three stages
+    of plain registers that compute the same.
 
     Latency: ``LATENCY`` = 3 cycles; ``p`` after edge ``t + 3`` is the product of the operands
     before edge ``t + 1``. Throughput: one product per cycle; there is no enable and no
     backpressure. The registers hold 0 at power-up and are not reset: a user that needs to tell
     products apart delays its own valid bit by ``LATENCY``.
 
-    Resources: 1 ``MULT18X18D`` and nothing else on ECP5, 1 ``MULT18X18`` on Gowin.
+    Resources: 1 ``MULT18X18D`` and nothing else on ECP5, 1 ``MULT18X18`` on Gowin, 1
+    ``SB_MAC16`` on iCE40 UltraPlus, where an operand has at most 16 bits.
 
     Parameters
     ----------
@@ -42,7 +44,7 @@ class Multiplier(wiring.Component):
     Raises
     ------
     ValueError
-        An operand width out of range.
+        An operand width out of range; when elaborated for iCE40 UltraPlus, one above 16.
     """
 
     LATENCY = 3
@@ -70,6 +72,9 @@ class Multiplier(wiring.Component):
         if family.startswith(("GW1N", "GW2A")):
             m.submodules.dsp = self._gowin(m)
             return m
+        if is_ultraplus(platform):
+            m.submodules.dsp = self._ice40(m)
+            return m
 
         a = Signal.like(self.a, reset_less=True)
         b = Signal.like(self.b, reset_less=True)
@@ -84,11 +89,11 @@ class Multiplier(wiring.Component):
         m.d.comb += self.p.eq(p)
         return m
 
-    def _wide(self, m: Module) -> tuple[Signal, Signal, Signal]:
+    def _wide(self, m: Module, bits: int = MAX_BITS) -> tuple[Signal, Signal, Signal]:
         """Operands and product in the primitive's widths."""
-        a = Signal(signed(self.MAX_BITS))
-        b = Signal(signed(self.MAX_BITS))
-        p = Signal(signed(2 * self.MAX_BITS))
+        a = Signal(signed(bits))
+        b = Signal(signed(bits))
+        p = Signal(signed(2 * bits))
         # Assignment sign-extends.
         m.d.comb += [a.eq(self.a), b.eq(self.b), self.p.eq(p)]
         return a, b, p
@@ -131,8 +136,8 @@ class Multiplier(wiring.Component):
             i_SIA=Const(0, self.MAX_BITS), i_SIB=Const(0, self.MAX_BITS),
             i_A=a, i_B=b, o_DOUT=p)
 
-    def _mac16(self, m: Module) -> Instance:
-        """The primitive in its fully pipelined mode: operands, partial products, their sum.
+    def _ice40(self, m: Module) -> Instance:
+        """The primitive of iCE40 UltraPlus, fully pipelined: operands, partial products, their sum.
 
         The sum is taken from its register past the accumulator, whose own register would be a
         fourth stage.
@@ -142,10 +147,7 @@ class Multiplier(wiring.Component):
                 raise ValueError(f"{name} must be at most {MAC16_BITS} on iCE40, whose multiplier "
                                  f"is no wider, not {bits}: choose act_bits and weight_bits of at "
                                  f"most {MAC16_BITS}")
-        # Assignment sign-extends.
-        a, b = Signal(signed(MAC16_BITS)), Signal(signed(MAC16_BITS))
-        p = Signal(signed(2 * MAC16_BITS))
-        m.d.comb += [a.eq(self.a), b.eq(self.b), self.p.eq(p)]
+        a, b, p = self._wide(m, MAC16_BITS)
         # Resets, holds, loads, subtraction, and what comes from the neighbouring block.
         idle = ("AHOLD", "BHOLD", "CHOLD", "DHOLD", "OHOLDTOP", "OHOLDBOT", "IRSTTOP", "IRSTBOT",
                 "ORSTTOP", "ORSTBOT", "OLOADTOP", "OLOADBOT", "ADDSUBTOP", "ADDSUBBOT", "CI",

@@ -15,6 +15,7 @@ from .layouts import (
     start_layout,
     values_layout,
 )
+from .spram import Spram, uses_spram
 
 __all__ = ["SpMatRead", "SpMatStream"]
 
@@ -73,10 +74,14 @@ class SpMatRead(wiring.Component):
             "busy": Out(1),
         })
 
-    def _matrix(self, m: Module) -> memory.ReadPort:
+    def _matrix(self, m: Module, platform: object) -> memory.ReadPort | wiring.PureInterface:
         """The memory, filled by load messages; returns where it is read."""
-        m.submodules.words = words = memory.Memory(self.words)
-        write, read = words.write_port(), words.read_port()
+        if uses_spram(platform, self.words.depth):
+            m.submodules.words = words = Spram(self.words)
+            write, read = words.write, words.read
+        else:
+            m.submodules.words = words = memory.Memory(self.words)
+            write, read = words.write_port(), words.read_port()
         args = self.load.payload.args.load
         load = self.load.valid & (self.load.payload.kind == Kind.LOAD_SPMAT) & (args.pe == self.id)
         m.d.comb += [write.en.eq(load), write.addr.eq(args.addr), write.data.eq(args.data)]
@@ -84,7 +89,7 @@ class SpMatRead(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        read = self._matrix(m)
+        read = self._matrix(m, platform)
 
         # Stage 0 holds the address that is being read, stage 1 waits for the memory, stage 2
         # holds the entry.
@@ -150,7 +155,7 @@ class SpMatStream(SpMatRead):
 
     def elaborate(self, platform):
         m = Module()
-        read = self._matrix(m)
+        read = self._matrix(m, platform)
 
         config, column = self._config, self.i.payload
         addr = Signal(config.spmat_addr_bits, reset_less=True)
