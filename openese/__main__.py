@@ -5,7 +5,7 @@ import json
 import os
 import sys
 
-from . import commands
+from . import bench_commands, commands
 
 __all__ = ["main", "parser"]
 
@@ -141,6 +141,32 @@ def parser() -> argparse.ArgumentParser:
                      help="weights pruned without regard to the PEs")
     sub.add_argument("--queue-depth", type=int, default=56, metavar="N",
                      help="activation queue depth (default 56)")
+
+    sub = command("cpu", bench_commands.bench_cpu,
+                  "ESE's and EIE's layers at batch 1: this CPU beside the engine.", tables)
+    sub.add_argument("--layers", nargs="+", default=[], metavar="NAME",
+                     help="only these layers (ESE, Alex-6 ... NT-LSTM)")
+    sub.add_argument("--pes", type=int, default=64, metavar="N",
+                     help="processing elements (default 64)")
+    sub.add_argument("--mhz", type=float, metavar="MHZ",
+                     help="clock of the engine (default: what one of 64 PEs reaches, "
+                     "bench/results/area.md)")
+    sub.add_argument("--threads", type=_numbers, metavar="N,N",
+                     help="threads of PyTorch (default 1 and all cores)")
+    sub.add_argument("--seconds", type=float, default=0.4, metavar="S",
+                     help="time for each layer and library (default 0.4)")
+    sub = command("sim", bench_commands.bench_sim,
+                  "Cycles per second of the simulators and of the cycle model.", tables)
+    sub.add_argument("--pes", type=_numbers, default=(1, 8, 64), metavar="N,N",
+                     help="processing elements (default 1,8,64)")
+    sub.add_argument("--simulators", nargs="+", default=[], metavar="NAME",
+                     help="amaranth, cxxrtl, verilator, cxxrtl-flat, model (default: all that are "
+                     "installed, but for cxxrtl-flat)")
+    sub.add_argument("--seconds", type=float, default=1.0, metavar="S",
+                     help="how long a compiled simulator runs (default 1)")
+    sub.add_argument("--ese", action="store_true",
+                     help="also one step of ESE's layer, from the compiled model to the last "
+                     "output")
 
     sub = command("build", commands.build, "Synthesise, place, route and pack a bitstream.")
     sub.add_argument("model", metavar="MODEL.ese")

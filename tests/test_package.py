@@ -21,8 +21,8 @@ OTHERS = ("tests", "docs", "examples", "bench")
 FILES = ("pyproject.toml", "README.md", "LICENSE")
 
 #: The modules that start from PyTorch.
-TORCH = {"balance", "compress", "dsd", "extract", "linear_weights", "peephole", "prune", "recipe",
-         "schedule", "sensitivity", "share", "train", "user_code"}
+TORCH = {"balance", "compress", "cpu_speed", "dsd", "extract", "linear_weights", "peephole",
+         "prune", "recipe", "schedule", "sensitivity", "share", "train", "user_code"}
 
 
 def package_files() -> set[str]:

