@@ -16,7 +16,11 @@ from .link import Link
 from .platforms import Board
 from .uart import UartReceiver, UartTransmitter, divisor
 
-__all__ = ["SerialEngine", "Top"]
+__all__ = ["HOLD_OFF", "HoldOff", "SerialEngine", "Top"]
+
+#: Cycles from a steady clock to the first cycle of link and engine: 10 us at 100 MHz, where 3 us
+#: are enough for the block RAM of iCE40.
+HOLD_OFF = 1023
 
 
 class SerialEngine(wiring.Component):
@@ -79,12 +83,40 @@ class SerialEngine(wiring.Component):
         return m
 
 
+class HoldOff(wiring.Component):
+    """The reset of link and engine: high for a time after power-up, and while it is asked for.
+
+    Block RAM of iCE40 reads zeros for the first microseconds after configuration, whatever it
+    holds, and a PLL's first cycles may be short. Nothing reads a memory before they are over.
+
+    Latency: `reset` falls `HOLD_OFF` + 1 cycles after the reset of the domain, and follows
+    `restart` a cycle later.
+
+    Members
+    -------
+    restart : ``In(1)``
+    reset : ``Out(1, init=1)``
+    """
+
+    restart: In(1)
+    reset: Out(1, init=1)
+
+    def elaborate(self, platform):
+        m = Module()
+        left = Signal(range(HOLD_OFF + 1), init=HOLD_OFF)
+        m.d.sync += self.reset.eq(self.restart | (left != 0))
+        with m.If(left != 0):
+            m.d.sync += left.eq(left - 1)
+        return m
+
+
 class Top(Elaboratable):
     """What a board's device holds.
 
-    The oscillator's clock goes through a PLL. Light 0 blinks while the engine's clock runs, light
-    1 tells that a byte was lost. A break on the serial line resets link and engine; memory
-    contents stay.
+    The oscillator's clock goes through a PLL. The board's first light blinks while the engine's
+    clock runs, the second tells that a byte was lost. Link and engine are reset until the PLL has
+    locked and `HOLD_OFF` cycles have passed, and by a break on the serial line; memory contents
+    stay.
 
     Parameters
     ----------
@@ -132,11 +164,20 @@ class Top(Elaboratable):
         m.d.board += count.eq(count + 1)
         with m.If(count == half - 1):
             m.d.board += [count.eq(0), beat.eq(~beat)]
-        for number, light in enumerate((beat, engine.overrun)):
-            pin = io.Buffer("o", platform.request("led", number, dir="-"))
-            m.submodules[f"led_{number}"] = pin
-            m.d.comb += pin.o.eq(light)
+        self._lights(m, platform, (beat, engine.overrun))
         return m
+
+    def _lights(self, m: Module, platform: Platform, states: tuple[Value, ...]) -> None:
+        """Show states at the board's lights, as many as it has; other colours of them are dark."""
+        shown = dict(zip(self._board.lights, states, strict=False))
+        for name, number in dict.fromkeys((name, number) for name, number, _ in shown):
+            port = platform.request(name, number, dir="-")
+            colours = {None: port} if isinstance(port, io.PortLike) else {
+                colour: getattr(port, colour) for colour in ("r", "g", "b")}
+            for colour, pad in colours.items():
+                light = io.Buffer("o", pad)
+                m.submodules[f"{name}_{number}{'_' + colour if colour else ''}"] = light
+                m.d.comb += light.o.eq(shown.get((name, number, colour), 0))
 
     def _clocks(self, m: Module, platform: Platform, restart: Value) -> None:
         """Drive both domains from the oscillator through the PLL."""
@@ -147,10 +188,10 @@ class Top(Elaboratable):
         m.domains.sync = sync = ClockDomain()
         # Kept, or the net gets the name of one of its users and the constraint finds nothing.
         clock = Signal(attrs={"keep": 1})
-        reset = Signal(init=1)
         platform.add_clock_constraint(clock, self.pll.output_hz)
         m.submodules.board_reset = ResetSynchronizer(~pll.locked, domain="board")
-        m.d.board += reset.eq(restart)
+        m.submodules.hold_off = hold_off = DomainRenamer("board")(HoldOff())
         m.d.comb += [
-            clock.eq(pll.clk_out), board.clk.eq(clock), sync.clk.eq(clock), sync.rst.eq(reset),
+            clock.eq(pll.clk_out), board.clk.eq(clock), sync.clk.eq(clock),
+            hold_off.restart.eq(restart), sync.rst.eq(hold_off.reset),
         ]

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 
-from . import bench_commands, commands
+from . import bench_commands, board_commands, commands
 
 __all__ = ["main", "parser"]
 
@@ -168,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
                      help="also one step of ESE's layer, from the compiled model to the last "
                      "output")
 
-    sub = command("build", commands.build, "Synthesise, place, route and pack a bitstream.")
+    sub = command("build", board_commands.build, "Synthesise, place, route and pack a bitstream.")
     sub.add_argument("model", metavar="MODEL.ese")
     sub.add_argument("--board", required=True, metavar="NAME")
     sub.add_argument("-o", "--output", default="build", metavar="DIR",

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-__all__ = ["Result", "bench_eie", "bench_ese", "build", "compress", "demo", "inspect", "simulate",
-           "verilog"]
+__all__ = ["Result", "bench_eie", "bench_ese", "compress", "demo", "inspect", "simulate", "verilog"]
 
 #: What ships with the package.
 DATA = Path(__file__).with_name("data")
@@ -280,38 +279,6 @@ def bench_ese(options: Namespace) -> Result:
 
 def _announce(name: str) -> None:
     print(f"simulating {name}", file=sys.stderr)
-
-
-def build(options: Namespace) -> Result:
-    """A routed bitstream."""
-    from openese.boards.build import build as run
-    from openese.boards.build import find_board
-    from openese.model.compile import compile_network, size_for
-    from openese.model.config import PRESETS
-    from openese.model.quantise import quantise
-
-    board = find_board(options.board)
-    network = _load_network(options.model)
-    config = PRESETS[board.preset]
-    if options.pes is not None:
-        config = size_for(network, options.pes, input_lanes=_lanes(options.pes))
-    image = compile_network(quantise(network, config), config)
-    report = run(image, options.board, seed=options.seed, target_mhz=options.target_mhz,
-                 out_dir=Path(options.output), allow_timing_miss=options.allow_timing_miss)
-    return Result(report.to_json(), _build_text(report))
-
-
-def _build_text(report) -> str:
-    lines = [
-        f"{report.name}: {report.fmax_mhz:.1f} MHz routed, {report.constraint_mhz:.1f} MHz asked "
-        f"for{'' if report.met else ': MISSED'}",
-        f"  LUTs {report.luts:,}, registers {report.ffs:,}, block RAMs {report.brams}, "
-        f"multipliers {report.multipliers}",
-        f"  critical path  {report.critical_path}",
-        f"  bitstream      {report.bitstream}",
-        f"  tools          {report.seconds:.0f} s" + (" (from the cache)" if report.cached else ""),
-    ]
-    return "\n".join(lines)
 
 
 # -- helpers --------------------------------------------------------------------------------------

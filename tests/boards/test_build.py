@@ -11,6 +11,7 @@ from openese.boards import build as build_module
 from openese.boards.build import BuildError, TimingError, build
 from openese.boards.ecp5 import ECP5
 from openese.boards.family import Tool
+from openese.boards.platforms import BOARDS
 from openese.model.config import EngineConfig
 
 #: One PE with little memory, which the tools place and route in half a minute.
@@ -67,7 +68,7 @@ def test_build(tmp_path, monkeypatch, capsys):
 
 def test_arguments_are_checked(tmp_path):
     for arguments, message in (
-        ({"board": "nexys"}, "no board is called 'nexys'; there are: ulx3s-85f"),
+        ({"board": "nexys"}, f"no board is called 'nexys'; there are: {', '.join(BOARDS)}"),
         ({"board": "ulx3s-85f", "target_mhz": 900},
          "the PLL cannot make 900 MHz from 25 MHz within 2 %"),
         ({"board": "ulx3s-85f", "target_mhz": 0}, "target_mhz must be positive, not 0"),
