@@ -194,5 +194,6 @@ ECP5 = Family(
     pll=PllSettings.for_frequency,
     counted={"luts": ("TRELLIS_COMB",), "ffs": ("TRELLIS_FF",), "brams": ("DP16KD",),
              "multipliers": ("MULT18X18D",)},
+    suffix=".bit",
     sources=_sources,
 )

@@ -117,6 +117,8 @@ class Family:
     counted
         Field of the report (``luts``, ``ffs``, ``brams``, ``multipliers``) to the names under
         which nextpnr's utilisation has its parts; they are added up.
+    suffix
+        How the name of a bitstream ends.
     sources
         Gives the Verilog files that model the primitives of a netlist, in reading order.
     """
@@ -131,6 +133,7 @@ class Family:
     plan: Callable[[Platform, Elaboratable, int], Plan] = field(repr=False)
     pll: Callable[[float, float], ClockSettings] = field(repr=False)
     counted: Mapping[str, tuple[str, ...]] = field(repr=False)
+    suffix: str
     sources: Callable[[], list[Path]] = field(repr=False)
 
     @property

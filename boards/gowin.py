@@ -243,6 +243,7 @@ def _family(synthesis_options: str, limits: RpllLimits) -> Family:
         pll=partial(RpllSettings.for_frequency, limits),
         counted={"luts": ("LUT4",), "ffs": ("DFF",), "brams": ("BSRAM",),
                  "multipliers": ("MULT18X18",)},
+        suffix=".fs",
         sources=_sources,
     )
 

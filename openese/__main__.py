@@ -168,17 +168,34 @@ def parser() -> argparse.ArgumentParser:
                      help="also one step of ESE's layer, from the compiled model to the last "
                      "output")
 
+    def build_options(sub) -> None:
+        sub.add_argument("--board", required=True, metavar="NAME")
+        sub.add_argument("-o", "--output", default="build", metavar="DIR",
+                         help="folder for the bitstream and the reports (default build)")
+        sub.add_argument("--pes", type=int, metavar="N",
+                         help="smallest engine of N processing elements instead of the board's")
+        sub.add_argument("--target-mhz", type=float, metavar="MHZ", help="clock of the engine")
+        sub.add_argument("--seed", type=int, default=1,
+                         help="seed of place and route (default 1)")
+        sub.add_argument("--allow-timing-miss", action="store_true",
+                         help="accept a bitstream that misses its clock")
+
     sub = command("build", board_commands.build, "Synthesise, place, route and pack a bitstream.")
-    sub.add_argument("model", metavar="MODEL.ese")
-    sub.add_argument("--board", required=True, metavar="NAME")
-    sub.add_argument("-o", "--output", default="build", metavar="DIR",
-                     help="folder for the bitstream and the reports (default build)")
-    sub.add_argument("--pes", type=int, metavar="N",
-                     help="smallest engine of N processing elements instead of the board's preset")
-    sub.add_argument("--target-mhz", type=float, metavar="MHZ", help="clock of the engine")
-    sub.add_argument("--seed", type=int, default=1, help="seed of place and route (default 1)")
-    sub.add_argument("--allow-timing-miss", action="store_true",
-                     help="accept a bitstream that misses its clock")
+    sub.add_argument("model", nargs="?", metavar="MODEL.ese",
+                     help="its contents go into the memories")
+    sub.add_argument("--empty", action="store_true",
+                     help="leave the memories empty; the host loads the model")
+    build_options(sub)
+
+    command("boards", board_commands.boards, "List the boards, and the tools that are installed.")
+
+    sub = command("flash", board_commands.flash, "Put a bitstream on a board (openFPGALoader).")
+    sub.add_argument("file", metavar="FILE",
+                     help="a bitstream, or MODEL.ese to build one with these options first")
+    sub.add_argument("--flash", action="store_true",
+                     help="write the flash memory that the device starts from; otherwise the "
+                     "device itself, until power goes")
+    build_options(sub)
     return top
 
 

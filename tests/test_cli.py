@@ -179,7 +179,7 @@ def test_model_too_large_for_the_preset(capsys, tmp_path):
     (["inspect", SHIPPED, "--entry-bits", "4"],
      "entry_bits must be larger than code_bits (4) to leave an index, not 4"),
     (["bench", "ese", "--steps", "0"], "--steps must be 1 or more, not 0"),
-    (["build", SHIPPED, "--board", "none"], "no board is called 'none'; there are: ulx3s-12f, ulx3s"),
+    (["build", SHIPPED, "--board", "none"], "no board is called 'none'; there are: ulx3s-12f, "),
 ])
 def test_wrong_options(capsys, tmp_path, monkeypatch, arguments, text):
     monkeypatch.chdir(tmp_path)
