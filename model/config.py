@@ -89,6 +89,9 @@ class EngineConfig:
         feed-forward networks only.
     peephole_depth
         Units that have peephole weights. 0: no peephole multipliers.
+    serial_cells
+        Units run one after the other through an element-wise unit of one multiplier, some 50
+        cycles each. For small devices; one channel only.
 
     Raises
     ------
@@ -121,6 +124,7 @@ class EngineConfig:
     pointers: bool = True
     state_depth: int = 0
     peephole_depth: int = 0
+    serial_cells: bool = False
 
     def __post_init__(self) -> None:
         limits = {
@@ -134,7 +138,7 @@ class EngineConfig:
             "shift_bits": (1, 5), "bias_guard": (1, 8), "input_lanes": (1, self.n_pes),
             "channels": (1, 32), "state_depth": (0, 1 << 16), "peephole_depth": (0, 1 << 16),
         }
-        for name in ("direct_weights", "pointers"):
+        for name in ("direct_weights", "pointers", "serial_cells"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
         for name, (low, high) in limits.items():
@@ -157,6 +161,11 @@ class EngineConfig:
         if self.peephole_depth > self.state_depth:
             raise ValueError(f"peephole_depth must be at most state_depth ({self.state_depth}), "
                              f"not {self.peephole_depth!r}")
+        if self.serial_cells and self.channels > 1:
+            raise ValueError(f"channels must be 1 with serial_cells, not {self.channels!r}")
+        if self.serial_cells and not 13 <= self.act_bits <= 17:
+            raise ValueError(f"act_bits must be 13 to 17 with serial_cells, "
+                             f"not {self.act_bits!r}")
         if self.n_pes % self.input_lanes:
             raise ValueError(
                 f"input_lanes must divide n_pes ({self.n_pes}), not {self.input_lanes!r}")
@@ -277,6 +286,11 @@ class EngineConfig:
         return self.broadcast_latency + self.status_latency
 
     # -- the element-wise unit --------------------------------------------------------------------
+
+    @property
+    def gate_lanes(self) -> int:
+        """Gates that may come to the element-wise unit side by side."""
+        return 1 if self.serial_cells else GATE_LANES
 
     @property
     def token_period(self) -> int:
