@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from amaranth.build import Attrs, Platform
 from amaranth_boards.ecpix5 import ECPIX585Platform
+from amaranth_boards.icebreaker import ICEBreakerPlatform
 from amaranth_boards.orangecrab_r0_2 import (
     OrangeCrabR0_2_25FPlatform,
     OrangeCrabR0_2_85FPlatform,
@@ -20,6 +21,7 @@ from openese.model.config import PRESETS, EngineConfig
 
 from .ecp5 import ECP5
 from .family import Family
+from .ice40 import ICE40
 
 __all__ = ["BOARDS", "Board"]
 
@@ -56,6 +58,9 @@ class Board:
         Rate of the serial link.
     uart
         Number of the ``uart`` resource that leads to the host.
+    holds_model
+        Whether a bitstream can hold a model; not where weights are in memory that is empty at
+        power-up.
     """
 
     name: str
@@ -71,6 +76,7 @@ class Board:
     flash: tuple[str, ...] | None
     baud: int = 1_000_000
     uart: int = 0
+    holds_model: bool = True
 
 
 def _with_pins(platform: type[Platform]) -> type[Platform]:
@@ -123,4 +129,9 @@ BOARDS: dict[str, Board] = {board.name: board for board in (
         n_pes=32, spmat_depth=4096, ptr_depth=2048, bias_depth=64, act_depth=256, acc_depth=32,
         input_lanes=4), 100.0, "USB serial (second port of the FT2232H)", _RGB_LED,
         sram=("-b", "ecpix5", "-m"), flash=("-b", "ecpix5", "-f")),
+    # Matrices are in SPRAM, which has no contents at power-up: this engine is loaded by the link.
+    Board("icebreaker", ICEBreakerPlatform, ICE40, "iCE40UP5K, package SG48", 30, EngineConfig(
+        n_pes=4, queue_depth=1, spmat_depth=16384, bias_depth=64, act_depth=256, acc_depth=128,
+        pointers=False), 24.0, "USB serial (second port of the FT2232H)", _LEDS,
+        sram=None, flash=("-b", "ice40_generic", "-f"), holds_model=False),
 )}

@@ -10,7 +10,7 @@ __all__ = ["SPRAM_DEPTH", "SPRAM_WIDTH", "Spram", "is_ultraplus", "uses_spram"]
 SPRAM_DEPTH, SPRAM_WIDTH = 16384, 16
 
 #: Matrix memories up to this number of words stay in block RAM, which has contents at power-up.
-BLOCK_RAM_WORDS = 1024
+BLOCK_RAM_WORDS = 2048
 
 
 def is_ultraplus(platform: object) -> bool:
