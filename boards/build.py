@@ -207,7 +207,8 @@ def build(model: Image | EngineConfig, board: str, *, out_dir: str | os.PathLike
     Raises
     ------
     ValueError
-        No such board, a clock that it cannot make, or a bad seed.
+        No such board, a clock that it cannot make, a model that its bitstreams cannot hold, or a
+        bad seed.
     BuildError
         A tool is missing or failed.
     TimingError
@@ -221,6 +222,10 @@ def build(model: Image | EngineConfig, board: str, *, out_dir: str | os.PathLike
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be an integer of 0 or more, not {seed!r}")
     config, image = (model.config, model) if isinstance(model, Image) else (model, None)
+    if image is not None and not target.holds_model:
+        raise ValueError(f"a bitstream of {board} cannot hold a model, because its weights are in "
+                         "memory that is empty at power-up; build with --empty and load the model "
+                         "over the link")
     _require_tools(target.family)
     top = Top(config, target, target_mhz, image)
     plan = target.family.plan(target.platform(), top, seed)
