@@ -10,6 +10,7 @@ from amaranth_boards.orangecrab_r0_2 import (
     OrangeCrabR0_2_85FPlatform,
 )
 from amaranth_boards.resources import UARTResource
+from amaranth_boards.tang_nano_9k import TangNano9kPlatform
 from amaranth_boards.ulx3s import (
     ULX3S_12F_Platform,
     ULX3S_25F_Platform,
@@ -21,6 +22,7 @@ from openese.model.config import PRESETS, EngineConfig
 
 from .ecp5 import ECP5
 from .family import Family
+from .gowin import GW1N, GW2A, TangNano20kPlatform
 from .ice40 import ICE40
 
 __all__ = ["BOARDS", "Board"]
@@ -134,4 +136,13 @@ BOARDS: dict[str, Board] = {board.name: board for board in (
         n_pes=4, queue_depth=1, spmat_depth=16384, bias_depth=64, act_depth=256, acc_depth=128,
         pointers=False), 24.0, "USB serial (second port of the FT2232H)", _LEDS,
         sram=None, flash=("-b", "ice40_generic", "-f"), holds_model=False),
+    Board("tang-nano-9k", TangNano9kPlatform, GW1N, "Gowin GW1NR-9C, grade C6/I5", 26, EngineConfig(
+        n_pes=2, spmat_depth=4096, ptr_depth=1024, bias_depth=64, act_depth=256, acc_depth=64,
+        input_lanes=2), 54.0, "USB serial (second port of the BL702)", _LEDS,
+        sram=("-b", "tangnano9k"), flash=("-b", "tangnano9k", "-f")),
+    Board("tang-nano-20k", TangNano20kPlatform, GW2A, "Gowin GW2AR-18C, grade C8/I7", 46,
+          EngineConfig(n_pes=4, spmat_depth=4096, ptr_depth=1024, bias_depth=64, act_depth=256,
+                       acc_depth=64, input_lanes=4), 67.5,
+          "USB serial (second port of the BL616)", _LEDS,
+          sram=("-b", "tangnano20k"), flash=("-b", "tangnano20k", "-f")),
 )}
