@@ -22,7 +22,8 @@ from .compiler import NoCompilerError, find_compiler
 from .simulation import Simulation
 from .streams import pack
 
-__all__ = ["SimulationReport", "choose_backend", "run_engine", "run_simulation", "simulate"]
+__all__ = ["SimulationReport", "choose_backend", "quantise_alike", "run_engine", "run_simulation",
+           "simulate"]
 
 
 @dataclass
@@ -161,7 +162,7 @@ def simulate(network: CompressedNetwork | str | Path, inputs: ArrayLike, *, n_pe
     for stage in stages:
         if raw is not None:
             stage = stage.with_in_frac(frac)
-        runs, frac = _quantise_alike(stage, config, n_pes, overrides)
+        runs, frac = quantise_alike(stage, config, n_pes, **overrides)
         if raw is None:
             raw, clipped = runs[0][0].quantise_input(x)
         outputs = []
@@ -178,9 +179,13 @@ def simulate(network: CompressedNetwork | str | Path, inputs: ArrayLike, *, n_pe
     return report
 
 
-def _quantise_alike(stage: Stage, config: EngineConfig | None, n_pes: int, overrides: dict
-                    ) -> tuple[list[tuple[QuantisedNetwork, EngineConfig]], int]:
-    """The networks of a stage, quantised to one output format, and engines for them."""
+def quantise_alike(stage: Stage, config: EngineConfig | None, n_pes: int = 8, **overrides: int
+                   ) -> tuple[list[tuple[QuantisedNetwork, EngineConfig]], int]:
+    """The networks of a stage, quantised to one output format, with the engines that run them.
+
+    Output formats of the stage's networks are lowered where they differ. Also returns the binary
+    point of the outputs. `config`, `n_pes`, `overrides`: as of `simulate`.
+    """
     networks = list(stage.networks)
     while True:
         engines = [config or size_for(network, n_pes, **overrides) for network in networks]
