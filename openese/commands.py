@@ -344,15 +344,15 @@ def _simulation_text(data: dict) -> str:
 class _Progress:
     """A progress bar on standard error that appears with the first call."""
 
-    def __init__(self, text: str):
-        self._text, self._bar = text, None
+    def __init__(self, text: str, unit: str = "out"):
+        self._text, self._unit, self._bar = text, unit, None
 
     def __enter__(self):
         return self
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = tqdm(total=total, desc=self._text, unit="out", leave=False,
+            self._bar = tqdm(total=total, desc=self._text, unit=self._unit, leave=False,
                              file=sys.stderr, disable=None)
         self._bar.update(done - self._bar.n)
 
