@@ -62,8 +62,11 @@ class _Steps:
         word.update(fields)
 
     def product(self, step: int, a: int, b: int, *, load: bool = True) -> int:
-        """Two operands' product; the step in which it stands in the accumulator."""
-        self.put(step, read=a)
+        """Two operands' product; the step in which it stands in the accumulator.
+
+        Where something is written in `step`, the first one is read in the step before.
+        """
+        self.put(step - ("write" in self.words.get(step, {})), read=a)
         self.put(step + 1, read=b)
         self.put(step + 2, factor=_OPERAND)
         return self._take(step, load)
@@ -108,12 +111,15 @@ class _Steps:
         return step + _PRODUCT + 1
 
     def finished(self, latency: int) -> list[dict[str, int]]:
-        """The words in order, with a token so that gates come behind the last read of a gate."""
-        reads = [step for step, word in self.words.items()
-                 if word.get("read", _STATE) != _STATE and word.get("factor") != _PEEPHOLE]
+        """The words in order, with a token so that gates come behind the last read."""
+        reads = {step: word["read"] for step, word in self.words.items() if "read" in word}
+        for step, word in self.words.items():
+            # What was read before stands still while something is written.
+            assert word.get("write", _RESULT) == _RESULT or reads.get(step) in (
+                None, reads.get(step - 1)), f"step {step} cannot read"
         # A shift takes any number of cycles, in which gates must not come nearer.
         shifts = [step for step, word in self.words.items() if word.get("shift")]
-        if min(reads, default=-1) >= 0:
+        if set(reads.values()) != {_STATE}:
             # And not in the first step, which the memory of steps also gives between two units.
             self.put(max(max(reads) + 1 - latency, max(shifts, default=0) + 1), token=1)
         return [self.words.get(step, {}) for step in range(max(self.words) + 1)]
@@ -319,8 +325,11 @@ class SerialElementWise(wiring.Component):
         def place_of(gate: Value) -> Value:
             return Cat(gate[:2], Const(self._gates_at, len(read.addr) - 2))
 
-        m.d.comb += read.addr.eq(
-            Mux(word.read == _STATE, self.i_state, place_of(word.read)))
+        # Never a read beside a write, which would cost registers where block RAM cannot do it.
+        m.d.comb += [
+            read.addr.eq(Mux(word.read == _STATE, self.i_state, place_of(word.read))),
+            read.en.eq(~write.en),
+        ]
         held = Signal(signed(bits), reset_less=True)
         m.d.sync += held.eq(read.data)
 
@@ -432,6 +441,7 @@ class SerialElementWise(wiring.Component):
         """The second factor, but for what the table is multiplied by; 0 if there is none."""
         bits, one = self._config.act_bits, unit_frac(self._config.act_bits)
         low = _low(bits)
+        peephole = self._read_peephole(m, word.read[:2])
         factor = Signal(signed(bits))
         with m.Switch(word.factor):
             with m.Case(_GATE):
@@ -445,9 +455,8 @@ class SerialElementWise(wiring.Component):
                 m.d.comb += factor.eq(operand)
             with m.Case(_WITH_SIGN):
                 m.d.comb += factor.eq(Cat(operand[:one], Const(1, 1)))
-            if self._config.peephole_depth:
-                with m.Case(_PEEPHOLE):
-                    m.d.comb += factor.eq(self._read_peephole(m, word.read[:2]))
+            with m.Case(_PEEPHOLE):
+                m.d.comb += factor.eq(peephole)
         return factor
 
     def _fraction(self, fraction: Value, second: Value) -> Value:
@@ -458,10 +467,12 @@ class SerialElementWise(wiring.Component):
 
     def _read_peephole(self, m: Module, gate: Value) -> Value:
         bits = self._config.act_bits
+        if not self._config.peephole_depth:
+            return Const(0, bits)
         m.submodules.peepholes = peepholes = memory.Memory(self.peepholes)
         read, write = peepholes.read_port(), peepholes.write_port()
         m.d.comb += [
-            read.addr.eq(self.i_peep), write.addr.eq(self.load_addr),
+            read.addr.eq(self.i_peep), read.en.eq(~write.en), write.addr.eq(self.load_addr),
             write.data.eq(self.load_data),
             write.en.eq(self.load_valid & (self.load_target == 2)),
         ]
