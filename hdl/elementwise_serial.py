@@ -62,11 +62,8 @@ class _Steps:
         word.update(fields)
 
     def product(self, step: int, a: int, b: int, *, load: bool = True) -> int:
-        """Two operands' product; the step in which it stands in the accumulator.
-
-        Where something is written in `step`, the first one is read in the step before.
-        """
-        self.put(step - ("write" in self.words.get(step, {})), read=a)
+        """Two operands' product; the step in which it stands in the accumulator."""
+        self.put(step, read=a)
         self.put(step + 1, read=b)
         self.put(step + 2, factor=_OPERAND)
         return self._take(step, load)
@@ -113,10 +110,6 @@ class _Steps:
     def finished(self, latency: int) -> list[dict[str, int]]:
         """The words in order, with a token so that gates come behind the last read."""
         reads = {step: word["read"] for step, word in self.words.items() if "read" in word}
-        for step, word in self.words.items():
-            # What was read before stands still while something is written.
-            assert word.get("write", _RESULT) == _RESULT or reads.get(step) in (
-                None, reads.get(step - 1)), f"step {step} cannot read"
         # A shift takes any number of cycles, in which gates must not come nearer.
         shifts = [step for step, word in self.words.items() if word.get("shift")]
         if set(reads.values()) != {_STATE}:
@@ -325,11 +318,8 @@ class SerialElementWise(wiring.Component):
         def place_of(gate: Value) -> Value:
             return Cat(gate[:2], Const(self._gates_at, len(read.addr) - 2))
 
-        # Never a read beside a write, which would cost registers where block RAM cannot do it.
-        m.d.comb += [
-            read.addr.eq(Mux(word.read == _STATE, self.i_state, place_of(word.read))),
-            read.en.eq(~write.en),
-        ]
+        m.d.comb += read.addr.eq(
+            Mux(word.read == _STATE, self.i_state, place_of(word.read)))
         held = Signal(signed(bits), reset_less=True)
         m.d.sync += held.eq(read.data)
 
@@ -472,7 +462,7 @@ class SerialElementWise(wiring.Component):
         m.submodules.peepholes = peepholes = memory.Memory(self.peepholes)
         read, write = peepholes.read_port(), peepholes.write_port()
         m.d.comb += [
-            read.addr.eq(self.i_peep), read.en.eq(~write.en), write.addr.eq(self.load_addr),
+            read.addr.eq(self.i_peep), write.addr.eq(self.load_addr),
             write.data.eq(self.load_data),
             write.en.eq(self.load_valid & (self.load_target == 2)),
         ]
