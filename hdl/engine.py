@@ -8,6 +8,7 @@ from openese.model.compile import Image
 from openese.model.config import EngineConfig
 
 from .cells import Cells
+from .cells_serial import SerialCells
 from .checks import checked_config
 from .fan import ARITY, BroadcastTree, StatusTree
 from .gather import GatherTree
@@ -104,6 +105,7 @@ class Engine(wiring.Component):
                 Mux(host.o_load.valid, host.o_load.payload, sequencer.o.payload)),
             sequencer.run.eq(host.run), host.idle.eq(sequencer.idle),
             host.computing.eq(sequencer.computing), host.finished.eq(sequencer.finished),
+            host.stalled.eq(sequencer.stalled),
             sequencer.restart.eq(host.restart), sequencer.call.eq(host.call),
             sequencer.call_addr.eq(host.call_addr),
             sequencer.busy.eq(status.any_busy), sequencer.stall.eq(status.any_stall),
@@ -137,7 +139,8 @@ class Engine(wiring.Component):
             wiring.connect(m, pe.o, lnzd.i[p])
             pes.append(pe)
         if config.recurrent:
-            m.submodules.cells = cells = Cells(config, image.peephole if image is not None else ())
+            kind = SerialCells if config.serial_cells else Cells
+            m.submodules.cells = cells = kind(config, image.peephole if image is not None else ())
             m.submodules.gather = gather = GatherTree(config)
             self._join_cells(m, cells, gather, pes, sequencer, host, status)
             beats = cells.o_beat
@@ -169,7 +172,9 @@ class Engine(wiring.Component):
         for port, out in zip(cells.i, gather.o, strict=True):
             m.d.comb += port.eq(out)
         token = cells.o_token
-        for pe, port in zip(pes, gather.i, strict=True):
+        for p, (pe, port) in enumerate(zip(pes, gather.i, strict=True)):
+            if self.config.serial_cells:
+                token = cells.o_token & (cells.o_pe == p)
             m.d.comb += [port.eq(pe.gate), pe.i_token.eq(token)]
             token = pe.o_token
         m.d.comb += [

@@ -52,6 +52,8 @@ class HostInterface(wiring.Component):
         Saturations in this cycle, to be added up.
     exposed : ``In(1)``
         The element-wise unit is at work, and no PE is.
+    stalled : ``In(1)``
+        The broadcast waits for room in the PEs' queues.
 
     Raises
     ------
@@ -80,7 +82,7 @@ class HostInterface(wiring.Component):
             "flush": Out(1), "run": Out(1, init=run), "restart": Out(1),
             "call": Out(1), "call_addr": Out(config.program_addr_bits),
             "idle": In(1), "computing": In(1), "finished": In(1),
-            "exposed": In(1), "saturations": In(saturation_bits(config) + 1),
+            "exposed": In(1), "stalled": In(1), "saturations": In(saturation_bits(config) + 1),
         })
 
     def elaborate(self, platform):
@@ -89,8 +91,8 @@ class HostInterface(wiring.Component):
         header = data.View(
             data.StructLayout({"pe": 16, "channel": 8, "target": 4, "op": 4}), self.i.payload)
 
-        cycles, saturations, passes, exposed = (Signal(32, name=name) for name in (
-            "cycles", "saturations", "passes", "exposed"))
+        cycles, saturations, passes, exposed, stalls = (Signal(32, name=name) for name in (
+            "cycles", "saturations", "passes", "exposed", "stalls"))
         error = Signal()
         with m.If(self.computing):
             m.d.sync += cycles.eq(cycles + 1)
@@ -99,6 +101,8 @@ class HostInterface(wiring.Component):
         m.d.sync += saturations.eq(saturations + self.saturations)
         with m.If(self.exposed):
             m.d.sync += exposed.eq(exposed + 1)
+        with m.If(self.stalled):
+            m.d.sync += stalls.eq(stalls + 1)
 
         bases = [Signal(config.act_addr_bits, init=base, name=f"in_base_{k}")
                  for k, base in enumerate(self._in_base)]
@@ -247,7 +251,7 @@ class HostInterface(wiring.Component):
                         Register.MAGIC: MAGIC, Register.SIGNATURE: config.signature,
                         Register.CYCLES: cycles, Register.SATURATIONS: saturations,
                         Register.PASSES: passes, Register.ERRORS: error,
-                        Register.EXPOSED: exposed,
+                        Register.EXPOSED: exposed, Register.STALLS: stalls,
                     }.items():
                         with m.Case(number):
                             m.d.sync += answer.eq(value)

@@ -63,6 +63,8 @@ class Sequencer(wiring.Component):
         A pass is running and not waiting for input.
     finished : ``Out(1)``
         A pass ends with this cycle.
+    stalled : ``Out(1)``
+        The broadcast waits for room in the PEs' queues.
     i_load : ``In(stream.Signature(program_load_layout(config), always_ready=True))``
     i_scan : ``In(stream.Signature(scan_layout(config, 2 * lnzd_levels)))``
     i_feed : ``In(stream.Signature(scan_layout(config, 2 * lnzd_levels)))``
@@ -102,6 +104,7 @@ class Sequencer(wiring.Component):
             "run": In(1), "restart": In(1), "call": In(1),
             "call_addr": In(config.program_addr_bits),
             "idle": Out(1), "computing": Out(1), "finished": Out(1),
+            "stalled": Out(1),
             "i_load": In(stream.Signature(program_load_layout(config), always_ready=True)),
             "i_scan": In(items), "i_feed": In(items),
             "o": Out(broadcast_signature(config)),
@@ -299,6 +302,7 @@ class Sequencer(wiring.Component):
                     self.computing.eq(1), item_ready.eq(~self.stall),
                     self.o.valid.eq(item_valid & ~self.stall
                                     & (item.nonzero if config.pointers else 1)),
+                    self.stalled.eq(item_valid & self.stall),
                     kind.eq(Kind.ACT), args.act.values.eq(item.values),
                     self.input_release.eq(all_done & was_input),
                 ]

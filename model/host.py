@@ -86,6 +86,8 @@ class Register(IntEnum):
     """Bit 0: an unknown command was received."""
     EXPOSED = 6
     """Cycles in which the element-wise unit was at work and no PE was."""
+    STALLS = 7
+    """Cycles in which the broadcast waited because the queue of a PE was full."""
 
 
 def _command(op: HostOp, target: int = 0, pe: int = 0, channel: int = 0) -> int:

@@ -61,7 +61,7 @@ class Host:
                 more = len(self.taken) < len(words)
                 offering = more and (offering or rng.random() >= gaps)
                 signals = {"idle": 1, "computing": 0, "finished": 0, "exposed": 0,
-                           "saturations": 0}
+                           "stalled": 0, "saturations": 0}
                 for name, value in {**signals, **engine(cycle)}.items():
                     ctx.set(getattr(dut, name), value)
                 ctx.set(reset, int(cycle == reset_at))
@@ -299,13 +299,13 @@ def test_load_stops_a_running_engine():
 def test_read_of_every_register(stalls):
     def engine(cycle):
         return {"computing": int(cycle < 13 and cycle % 3 == 0), "finished": int(cycle in (2, 7)),
-                "exposed": int(cycle in (0, 3, 4, 9)),
+                "exposed": int(cycle in (0, 3, 4, 9)), "stalled": int(4 <= cycle < 10),
                 "saturations": 5 if cycle in (1, 2, 12) else 0, "idle": 0}
 
     # An unknown command first; reading must work while the engine is not idle.
     words = concat(command(0), *([0] for _ in range(14)), *(host.read(r) for r in Register))
     seen = Host(words, engine=engine, stalls=stalls)
-    assert seen.answers == [0x0E5E0001, SMALL.signature, 5, 15, 2, 1, 4]
+    assert seen.answers == [0x0E5E0001, SMALL.signature, 5, 15, 2, 1, 4, 6]
 
 
 def test_counters_take_the_widest_count_every_cycle():
