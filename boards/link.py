@@ -1,286 +1,155 @@
-"""The four streams of an engine over one serial line. docs/boards.md describes the protocol."""
+# amaranth: UnusedElaboratable=no
+"""The four streams of an engine over one serial line, whatever the line does to the bytes.
+
+``docs/host-protocol.md`` is the specification. From the line to the engine: `FrameReader`,
+`ReceiveBuffer`, `RecordReader`; from the engine to the line: `RecordWriter`, `SendBuffer`,
+`FrameWriter`.
+"""
 
 from amaranth import *
-from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from openese.hdl.layouts import act_out_layout, act_signature
 from openese.model.config import EngineConfig
+from openese.model.host import HostOp, Target
 
-__all__ = ["BUFFER_BYTES", "CREDIT_BYTES", "MAX_PAYLOAD", "Channel", "ChannelBuffer",
-           "FrameReader", "FrameWriter", "Link"]
+from .protocol import IDENTIFICATION_BYTES, SENT_BYTES, Identification
+from .receive import FrameReader, ReceiveBuffer
+from .records import RecordReader, RecordWriter
+from .send import FrameWriter, SendBuffer
 
-#: Bytes that a channel buffers on the board, and so the most a host may have on the way. 16 ms,
-#: the latency of a usual USB adapter, of a line at 1 Mbaud; one block RAM of ECP5.
-BUFFER_BYTES = 2048
+__all__ = ["HOLD_CYCLES", "Link"]
 
-#: Bytes that one credit returns to the host.
-CREDIT_BYTES = 64
-
-#: Payload bytes of the longest frame.
-MAX_PAYLOAD = 64
-
-
-class Channel:
-    """Channel numbers, the two highest bits of a frame's first byte."""
-
-    #: Host words, 4 bytes each, both ways.
-    HOST = 0
-    #: Activations, 2 bytes each, both ways.
-    ACT = 1
-    #: An output activation that is the last of its vector; board to host only.
-    ACT_LAST = 2
-    #: A credit; board to host only, without payload; the low bits name the channel.
-    CREDIT = 3
-
-
-class FrameReader(wiring.Component):
-    """Takes incoming frames apart and passes their payload to the channel they name.
-
-    Frames of channels that the board does not receive are swallowed.
-
-    Latency: combinational from ``i`` to the outputs.
-
-    Members
-    -------
-    i : ``In(stream.Signature(8))``
-    o_host, o_act : ``Out(stream.Signature(8))``
-        The bytes of each channel, frame boundaries removed.
-    """
-
-    i: In(stream.Signature(8))
-    o_host: Out(stream.Signature(8))
-    o_act: Out(stream.Signature(8))
-
-    def elaborate(self, platform):
-        m = Module()
-        left = Signal(range(MAX_PAYLOAD))
-        channel = Signal(2)
-        with m.FSM():
-            with m.State("Header"):
-                m.d.comb += self.i.ready.eq(1)
-                m.d.sync += Cat(left, channel).eq(self.i.payload)
-                with m.If(self.i.valid):
-                    m.next = "Payload"
-            with m.State("Payload"):
-                with m.Switch(channel):
-                    for number, output in ((Channel.HOST, self.o_host), (Channel.ACT, self.o_act)):
-                        with m.Case(number):
-                            m.d.comb += [
-                                output.payload.eq(self.i.payload),
-                                output.valid.eq(self.i.valid),
-                                self.i.ready.eq(output.ready),
-                            ]
-                    with m.Default():
-                        m.d.comb += self.i.ready.eq(1)
-                with m.If(self.i.valid & self.i.ready):
-                    m.d.sync += left.eq(left - 1)
-                    with m.If(left == 0):
-                        m.next = "Header"
-        return m
-
-
-class ChannelBuffer(wiring.Component):
-    """Buffers the bytes of one incoming channel, joins them to words and gives credits.
-
-    A host that never has more than ``BUFFER_BYTES`` bytes without credit on the way finds ``i``
-    always ready. Throughput: a word of ``n_bytes`` every ``n_bytes + 1`` cycles.
-
-    Parameters
-    ----------
-    n_bytes : int
-        Bytes of a word, 1 or more; the first byte is the lowest.
-
-    Members
-    -------
-    i : ``In(stream.Signature(8))``
-    o : ``Out(stream.Signature(8 * n_bytes))``
-    o_credit : ``Out(stream.Signature(1))``
-        A transfer for every ``CREDIT_BYTES`` bytes that left the buffer. The payload is always 1.
-
-    Raises
-    ------
-    ValueError
-        A size out of range.
-    """
-
-    def __init__(self, n_bytes: int):
-        if not isinstance(n_bytes, int) or n_bytes < 1:
-            raise ValueError(f"n_bytes must be an integer of 1 or more, not {n_bytes!r}")
-        self._n_bytes = n_bytes
-        super().__init__({
-            "i": In(stream.Signature(8)),
-            "o": Out(stream.Signature(8 * n_bytes)),
-            "o_credit": Out(stream.Signature(1)),
-        })
-
-    def elaborate(self, platform):
-        m = Module()
-        m.submodules.fifo = fifo = SyncFIFOBuffered(width=8, depth=BUFFER_BYTES)
-        wiring.connect(m, wiring.flipped(self.i), fifo.w_stream)
-
-        head = fifo.r_stream
-        missing = Signal(range(self._n_bytes), init=self._n_bytes - 1)
-        # Not while a word waits, even if it leaves now: the line is slow enough, and the engine's
-        # `ready` would reach through to the FIFO.
-        m.d.comb += head.ready.eq(~self.o.valid)
-        with m.If(self.o.ready):
-            m.d.sync += self.o.valid.eq(0)
-        popped = Signal()
-        m.d.comb += popped.eq(head.valid & head.ready)
-        with m.If(popped):
-            m.d.sync += [
-                self.o.payload.eq(Cat(self.o.payload, head.payload)[8:]),
-                self.o.valid.eq(missing == 0),
-                missing.eq(Mux(missing == 0, self._n_bytes - 1, missing - 1)),
-            ]
-
-        count = Signal(range(CREDIT_BYTES))
-        credits = Signal(range(BUFFER_BYTES // CREDIT_BYTES + 1))
-        earned = Signal()
-        m.d.sync += count.eq(count + popped)
-        m.d.comb += [
-            earned.eq(popped & (count == CREDIT_BYTES - 1)),
-            self.o_credit.valid.eq(credits != 0),
-            self.o_credit.payload.eq(1),
-        ]
-        m.d.sync += credits.eq(credits + earned - (self.o_credit.valid & self.o_credit.ready))
-        return m
-
-
-class FrameWriter(wiring.Component):
-    """Turns outgoing words and credits into frames.
-
-    One frame per transfer. The inputs have turns, one cycle each while no frame is under way, so
-    none starves and ``ready`` of each is a function of registers alone.
-
-    Latency: 1 to 4 cycles to the first byte. Throughput: a frame of ``n`` bytes, header included,
-    in ``n + 1`` to ``n + 4`` cycles at best, far above any serial line.
-
-    Parameters
-    ----------
-    act_bits : int
-        Width of an activation, at most 16; sent sign-extended in 2 bytes.
-
-    Members
-    -------
-    i_host : ``In(stream.Signature(32))``
-    i_act : ``In(stream.Signature(StructLayout({"data": signed(act_bits), "last": 1})))``
-    i_credit_host, i_credit_act : ``In(stream.Signature(1))``
-    o : ``Out(stream.Signature(8))``
-    """
-
-    def __init__(self, act_bits: int):
-        super().__init__({
-            "i_host": In(stream.Signature(32)),
-            "i_act": In(stream.Signature(data.StructLayout({"data": signed(act_bits),
-                                                            "last": 1}))),
-            "i_credit_host": In(stream.Signature(1)),
-            "i_credit_act": In(stream.Signature(1)),
-            "o": Out(stream.Signature(8)),
-        })
-
-    def elaborate(self, platform):
-        m = Module()
-        # Bytes that wait, the next one lowest, and how many follow it.
-        frame = Signal(8 * 5)
-        left = Signal(range(5))
-        m.d.comb += self.o.payload.eq(frame[:8])
-
-        value = Signal(signed(16))
-        m.d.comb += value.eq(self.i_act.payload.data)
-        act_channel = Mux(self.i_act.payload.last, Channel.ACT_LAST, Channel.ACT)
-        sources = [
-            (self.i_credit_host, Const(Channel.CREDIT << 6 | Channel.HOST, 8), 0),
-            (self.i_credit_act, Const(Channel.CREDIT << 6 | Channel.ACT, 8), 0),
-            (self.i_host, Cat(Const(Channel.HOST << 6 | 3, 8), self.i_host.payload), 4),
-            (self.i_act, Cat(Const(1, 6), act_channel, value), 2),
-        ]
-        with m.If(self.o.valid & self.o.ready):
-            m.d.sync += [
-                frame.eq(frame >> 8),
-                left.eq(left - 1),
-                self.o.valid.eq(left != 0),
-            ]
-        turn = Signal(range(len(sources)))
-        with m.If(~self.o.valid):
-            m.d.sync += turn.eq(turn + 1)
-            with m.Switch(turn):
-                for number, (source, content, payload) in enumerate(sources):
-                    with m.Case(number):
-                        m.d.comb += source.ready.eq(1)
-                        m.d.sync += [
-                            frame.eq(content), left.eq(payload), self.o.valid.eq(source.valid)]
-        return m
+#: Cycles in which the link takes nothing while it starts afresh. The engine is reset in the first
+#: half of them, so that nothing it offered before is taken. Less than a byte on the line.
+HOLD_CYCLES = 31
 
 
 class Link(wiring.Component):
     """Carries the four streams of an engine over the byte streams of a serial line.
 
-    Nothing is lost: incoming bytes meet a buffer whose room the host knows from credits, outgoing
-    transfers wait for the line. The two incoming channels have buffers of their own, so that one
-    never waits for the other.
+    What the host sends is buffered and enters the engine once its frame has been checked, in order
+    and exactly once. What the engine gives is kept until the host has acknowledged it. The link
+    does nothing of its own accord but send; whether to try again is for the host to decide, so
+    there are no timers.
 
-    Resources: two block RAMs of 18 kbit.
+    Resources, on ECP5 with four input lanes: see ``docs/host-protocol.md``. Two block RAMs of
+    18 kbit, or two of 4 kbit with both buffers of 256 bytes.
 
     Parameters
     ----------
     config : EngineConfig
         Gives the widths; activations may have at most 16 bits.
+    identification : Identification or None
+        What the board says about itself, and the size of its buffer; ``None``: the engine only.
+    sent_bytes : int
+        Bytes kept until they are acknowledged, a power of two from 128 to 8192.
 
     Members
     -------
     i_uart, o_uart : ``In/Out(stream.Signature(8))``
-        Bytes from and to the serial line.
+        Bytes from and to the serial line. ``i_uart`` is always ready within 40 cycles.
+    i_break : ``In(1)``
+        The line is in a break: the session ends.
+    restart : ``Out(1)``
+        Reset the engine, because a session ends or begins. High for 16 cycles or more.
     o_host, i_host : ``Out/In(stream.Signature(32))``
         To the engine's ``i_host``, from its ``o_host``.
-    o_act : ``Out(stream.Signature(ArrayLayout(signed(act_bits), input_lanes)))``
+    o_act : ``Out(act_signature(config))``
         To the engine's ``i_act``.
-    i_act : ``In(stream.Signature(StructLayout({"data": signed(act_bits), "last": 1})))``
+    i_act : ``In(stream.Signature(act_out_layout(config)))``
         From the engine's ``o_act``.
 
     Raises
     ------
     ValueError
-        Activations wider than 16 bits.
+        Activations wider than 16 bits, a size out of range, or an identification of another
+        engine.
     """
 
-    def __init__(self, config: EngineConfig):
-        if config.act_bits > 16:
-            raise ValueError("the serial link carries activations of at most 16 bits, "
-                             f"not {config.act_bits}; lower act_bits")
-        self._config = config
-        act_beat = data.ArrayLayout(signed(config.act_bits), config.input_lanes)
-        act_value = data.StructLayout({"data": signed(config.act_bits), "last": 1})
+    def __init__(self, config: EngineConfig, identification: Identification | None = None, *,
+                 sent_bytes: int = SENT_BYTES):
+        if identification is None:
+            identification = Identification.of(config)
+        if identification.signature != config.signature:
+            raise ValueError("the identification is of another engine: make it with "
+                             "Identification.of(config)")
+        if (not isinstance(sent_bytes, int) or sent_bytes.bit_count() != 1
+                or not 2 * IDENTIFICATION_BYTES <= sent_bytes <= 8192):
+            raise ValueError(f"sent_bytes must be a power of two from {2 * IDENTIFICATION_BYTES} "
+                             f"to 8192, not {sent_bytes!r}")
+        self._received = ReceiveBuffer(identification.buffer_bytes)
+        self._records_in = RecordReader(config)
+        self._records_out = RecordWriter(config)
+        self._sent = SendBuffer(identification, sent_bytes)
+        self._quarter = identification.buffer_bytes // 4
         super().__init__({
             "i_uart": In(stream.Signature(8)),
             "o_uart": Out(stream.Signature(8)),
+            "i_break": In(1),
+            "restart": Out(1),
             "o_host": Out(stream.Signature(32)),
             "i_host": In(stream.Signature(32)),
-            "o_act": Out(stream.Signature(act_beat)),
-            "i_act": In(stream.Signature(act_value)),
+            "o_act": Out(act_signature(config)),
+            "i_act": In(stream.Signature(act_out_layout(config))),
         })
 
     def elaborate(self, platform):
         m = Module()
-        lanes = self._config.input_lanes
         m.submodules.reader = reader = FrameReader()
-        m.submodules.host = host = ChannelBuffer(4)
-        m.submodules.act = act = ChannelBuffer(2 * lanes)
-        m.submodules.writer = writer = FrameWriter(self._config.act_bits)
+        afresh = Signal(init=1)
+        rest = ResetInserter(afresh)
+        received, sent, writer = self._received, self._sent, FrameWriter()
+        m.submodules.received, m.submodules.sent = rest(received), rest(sent)
+        m.submodules.writer = rest(writer)
+        m.submodules.records_in = rest(self._records_in)
+        m.submodules.records_out = rest(self._records_out)
 
         wiring.connect(m, wiring.flipped(self.i_uart), reader.i)
-        wiring.connect(m, reader.o_host, host.i)
-        wiring.connect(m, reader.o_act, act.i)
-        wiring.connect(m, host.o, wiring.flipped(self.o_host))
-        wiring.connect(m, host.o_credit, writer.i_credit_host)
-        wiring.connect(m, act.o_credit, writer.i_credit_act)
-        wiring.connect(m, wiring.flipped(self.i_host), writer.i_host)
-        wiring.connect(m, wiring.flipped(self.i_act), writer.i_act)
+        wiring.connect(m, received.o, self._records_in.i)
+        wiring.connect(m, self._records_in.o_host, wiring.flipped(self.o_host))
+        wiring.connect(m, self._records_in.o_act, wiring.flipped(self.o_act))
+        wiring.connect(m, wiring.flipped(self.i_host), self._records_out.i_host)
+        wiring.connect(m, wiring.flipped(self.i_act), self._records_out.i_act)
+        wiring.connect(m, self._records_out.o, sent.i)
         wiring.connect(m, writer.o, wiring.flipped(self.o_uart))
+        m.d.comb += [
+            received.data.eq(reader.data), received.write.eq(reader.write),
+            received.accept.eq(reader.accept), received.discard.eq(reader.discard),
+            reader.accepted.eq(received.accepted), reader.full.eq(received.full),
+            sent.ack.eq(reader.ack), sent.acked.eq(reader.acked),
+            sent.next.eq(writer.next), sent.rewind.eq(writer.rewind),
+            writer.sent.eq(sent.sent), writer.more.eq(sent.more), writer.data.eq(sent.data),
+            writer.behind.eq(sent.behind), writer.again.eq(reader.again),
+            writer.answer.eq(reader.answer), writer.accepted.eq(received.accepted),
+            writer.taken.eq(received.taken), writer.refused.eq(reader.refused),
+            # The host hears of room in the buffer with every quarter of it that falls free.
+            writer.window.eq((received.taken & self._quarter) != 0),
+            writer.is_open.eq(reader.is_open & ~reader.hold),
+            writer.session.eq(reader.session),
+        ]
 
-        m.d.comb += [self.o_act.valid.eq(act.o.valid), act.o.ready.eq(self.o_act.ready)]
-        # A value takes 16 bits on the line whatever the engine's width.
-        m.d.comb += [self.o_act.payload[lane].eq(act.o.payload.word_select(lane, 16).as_signed())
-                     for lane in range(lanes)]
+        # A LOAD of a memory, or an item that looks like one. States do not count: running changes
+        # them all the time, and every model is loaded with its own.
+        overwritten = Signal(reset_less=True)
+        op, target = self.o_host.payload[28:], self.o_host.payload[24:28]
+        with m.If(self.o_host.valid & (op == HostOp.LOAD)
+                  & ((target < Target.REGISTER) | (target == Target.PEEPHOLE))):
+            m.d.sync += overwritten.eq(1)
+        m.d.comb += writer.status.eq(overwritten)
+
+        left = Signal(range(HOLD_CYCLES + 1), init=HOLD_CYCLES)
+        with m.If(reader.opened | self.i_break):
+            m.d.sync += left.eq(HOLD_CYCLES)
+        with m.Elif(left != 0):
+            m.d.sync += left.eq(left - 1)
+        m.d.sync += [
+            afresh.eq(left != 0),
+            self.restart.eq(left > HOLD_CYCLES // 2),
+        ]
+        m.d.comb += [
+            reader.hold.eq((left != 0) | reader.opened | afresh),
+            reader.close.eq(self.i_break),
+        ]
         return m

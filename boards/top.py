@@ -14,19 +14,17 @@ from openese.model.config import EngineConfig
 from .family import ClockSettings
 from .link import Link
 from .platforms import Board
+from .protocol import SENT_BYTES, Identification
+from .reset import HoldOff
 from .uart import UartReceiver, UartTransmitter, divisor
 
-__all__ = ["HOLD_OFF", "HoldOff", "SerialEngine", "Top"]
-
-#: Cycles from a steady clock to the first cycle of link and engine: 10 us at 100 MHz, where 3 us
-#: are enough for the block RAM of iCE40.
-HOLD_OFF = 1023
+__all__ = ["SerialEngine", "Top"]
 
 
 class SerialEngine(wiring.Component):
     """An engine at a serial line.
 
-    The UART is in domain ``board``, link and engine are in domain ``sync``. Both have the same
+    UART and link are in domain ``board``, the engine is in domain ``sync``. Both have the same
     clock; the user resets ``sync`` while ``is_break`` is high, so that a host can start afresh
     whatever was under way.
 
@@ -38,25 +36,34 @@ class SerialEngine(wiring.Component):
         Clock cycles per bit on the line.
     image : Image or None
         Compiled model for the memories to start with.
+    identification : Identification or None
+        What the board tells the host about itself: `Identification.of` the same `config` and
+        `image`. ``None``: the engine, the model and the divisor only.
+    sent_bytes : int
+        Bytes kept until the host has acknowledged them, a power of two.
 
     Members
     -------
     rx : ``In(1, init=1)``, tx : ``Out(1, init=1)``
         The line.
     is_break : ``Out(1)``
-        The line is in a break.
+        The line is in a break, or the host opens a session: reset ``sync``. High for 16 cycles or
+        more; the reset may come up to 8 cycles late.
     overrun : ``Out(1)``
-        A byte came too early and was lost: the host sent without credit.
+        A byte came too early and was lost. The host sends it again.
 
     Raises
     ------
     ValueError
-        Activations do not fit the link, or the image is for another configuration.
+        Activations do not fit the link, or image or identification are for another configuration.
     """
 
-    def __init__(self, config: EngineConfig, divisor: int, image: Image | None = None):
+    def __init__(self, config: EngineConfig, divisor: int, image: Image | None = None, *,
+                 identification: Identification | None = None, sent_bytes: int = SENT_BYTES):
         self._divisor = divisor
-        self._link = Link(config)
+        if identification is None:
+            identification = Identification.of(config, image, divisor=divisor)
+        self._link = Link(config, identification, sent_bytes=sent_bytes)
         self._engine = Engine(config, image)
         super().__init__({
             "rx": In(1, init=1),
@@ -67,12 +74,14 @@ class SerialEngine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.link, m.submodules.engine = link, engine = self._link, self._engine
-        m.submodules.rx = rx = DomainRenamer("board")(UartReceiver(self._divisor))
-        m.submodules.tx = tx = DomainRenamer("board")(UartTransmitter(self._divisor))
+        on_board = DomainRenamer("board")
+        link, engine = self._link, self._engine
+        m.submodules.link, m.submodules.engine = on_board(link), engine
+        m.submodules.rx = rx = on_board(UartReceiver(self._divisor))
+        m.submodules.tx = tx = on_board(UartTransmitter(self._divisor))
         m.d.comb += [
-            rx.rx.eq(self.rx), self.tx.eq(tx.tx),
-            self.is_break.eq(rx.is_break), self.overrun.eq(rx.overrun),
+            rx.rx.eq(self.rx), self.tx.eq(tx.tx), link.i_break.eq(rx.is_break),
+            self.is_break.eq(link.restart), self.overrun.eq(rx.overrun),
         ]
         wiring.connect(m, rx.o, link.i_uart)
         wiring.connect(m, link.o_uart, tx.i)
@@ -83,40 +92,13 @@ class SerialEngine(wiring.Component):
         return m
 
 
-class HoldOff(wiring.Component):
-    """The reset of link and engine: high for a time after power-up, and while it is asked for.
-
-    Block RAM of iCE40 reads zeros for the first microseconds after configuration, whatever it
-    holds, and a PLL's first cycles may be short. Nothing reads a memory before they are over.
-
-    Latency: `reset` falls `HOLD_OFF` + 1 cycles after the reset of the domain, and follows
-    `restart` a cycle later.
-
-    Members
-    -------
-    restart : ``In(1)``
-    reset : ``Out(1, init=1)``
-    """
-
-    restart: In(1)
-    reset: Out(1, init=1)
-
-    def elaborate(self, platform):
-        m = Module()
-        left = Signal(range(HOLD_OFF + 1), init=HOLD_OFF)
-        m.d.sync += self.reset.eq(self.restart | (left != 0))
-        with m.If(left != 0):
-            m.d.sync += left.eq(left - 1)
-        return m
-
-
 class Top(Elaboratable):
     """What a board's device holds.
 
     The oscillator's clock goes through a PLL. The board's first light blinks while the engine's
     clock runs, the second tells that a byte was lost. Link and engine are reset until the PLL has
-    locked and `HOLD_OFF` cycles have passed, and by a break on the serial line; memory contents
-    stay.
+    locked and `openese.boards.reset.HOLD_OFF` cycles have passed, the engine also when the host
+    starts afresh; memory contents stay.
 
     Parameters
     ----------
@@ -128,6 +110,8 @@ class Top(Elaboratable):
         Wanted clock of the engine.
     image
         Compiled model for the memories to start with, or ``None``.
+    build
+        Fingerprint of the bitstream that the board tells the host, 32 bits.
 
     Attributes
     ----------
@@ -142,11 +126,15 @@ class Top(Elaboratable):
     """
 
     def __init__(self, config: EngineConfig, board: Board, target_mhz: float,
-                 image: Image | None = None):
+                 image: Image | None = None, build: int = 0):
         self._board = board
         self.pll: ClockSettings = board.family.pll(board.platform().default_clk_frequency,
                                                    target_mhz * 1e6)
-        self._engine = SerialEngine(config, divisor(self.pll.output_hz, board.baud), image)
+        cycles = divisor(self.pll.output_hz, board.baud)
+        identification = Identification.of(
+            config, image, board=board.name, preset=board.name if config == board.config else "",
+            clock_hz=round(self.pll.output_hz), build=build, divisor=cycles)
+        self._engine = SerialEngine(config, cycles, image, identification=identification)
 
     def elaborate(self, platform: Platform):
         m = Module()
@@ -184,14 +172,17 @@ class Top(Elaboratable):
         pin = platform.request(platform.default_clk, dir="-")
         m.submodules.pll = pll = self.pll.component(pin)
 
+        m.domains.start = start = ClockDomain()
         m.domains.board = board = ClockDomain()
         m.domains.sync = sync = ClockDomain()
         # Kept, or the net gets the name of one of its users and the constraint finds nothing.
         clock = Signal(attrs={"keep": 1})
         platform.add_clock_constraint(clock, self.pll.output_hz)
-        m.submodules.board_reset = ResetSynchronizer(~pll.locked, domain="board")
-        m.submodules.hold_off = hold_off = DomainRenamer("board")(HoldOff())
+        m.submodules.start_reset = ResetSynchronizer(~pll.locked, domain="start")
+        m.submodules.hold_off = hold_off = DomainRenamer("start")(HoldOff())
         m.d.comb += [
-            clock.eq(pll.clk_out), board.clk.eq(clock), sync.clk.eq(clock),
-            hold_off.restart.eq(restart), sync.rst.eq(hold_off.reset),
+            clock.eq(pll.clk_out),
+            start.clk.eq(clock), board.clk.eq(clock), sync.clk.eq(clock),
+            hold_off.restart.eq(restart),
+            board.rst.eq(hold_off.link), sync.rst.eq(hold_off.engine),
         ]
