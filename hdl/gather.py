@@ -4,7 +4,7 @@ from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from openese.model.config import GATE_LANES, EngineConfig
+from openese.model.config import EngineConfig
 
 from .checks import checked_config
 from .fan import ARITY
@@ -19,11 +19,11 @@ def gate_layout(config: EngineConfig) -> data.StructLayout:
 
 
 class GatherTree(wiring.Component):
-    """Joins what the PEs give into four lanes; PE ``p`` has lane ``p mod 4``.
+    """Joins what the PEs give into ``gate_lanes`` lanes; PE ``p`` has lane ``p mod gate_lanes``.
 
     A PE takes four cycles for the gates of a unit and the next PE starts a cycle later, so four
     lanes carry a unit per cycle. PEs of a lane never give a value in the same cycle: the
-    distance of tokens sees to that.
+    distance of tokens sees to that. With ``serial_cells`` there is one lane.
 
     Latency: ``config.fan_levels`` cycles. Throughput: a value per lane and cycle.
 
@@ -35,7 +35,7 @@ class GatherTree(wiring.Component):
     Members
     -------
     i : ``In(gate_layout(config)).array(n_pes)``
-    o : ``Out(gate_layout(config)).array(4)``
+    o : ``Out(gate_layout(config)).array(gate_lanes)``
 
     Raises
     ------
@@ -47,21 +47,21 @@ class GatherTree(wiring.Component):
         self._config = checked_config(config)
         super().__init__({
             "i": In(gate_layout(config)).array(config.n_pes),
-            "o": Out(gate_layout(config)).array(GATE_LANES),
+            "o": Out(gate_layout(config)).array(config.gate_lanes),
         })
 
     def elaborate(self, platform):
         m = Module()
-        layout = gate_layout(self._config)
+        layout, count = gate_layout(self._config), self._config.gate_lanes
         # A node joins eight neighbours, lane by lane; idle inputs count as zero.
-        nodes = [[[self.i[p]] if p % GATE_LANES == lane else [] for lane in range(GATE_LANES)]
+        nodes = [[[self.i[p]] if p % count == lane else [] for lane in range(count)]
                  for p in range(self._config.n_pes)]
         for level in range(self._config.fan_levels):
             joined = []
             for first in range(0, len(nodes), ARITY):
                 group = nodes[first:first + ARITY]
                 lanes = []
-                for lane in range(GATE_LANES):
+                for lane in range(count):
                     inputs = [item for node in group for item in node[lane]]
                     if not inputs:
                         lanes.append([])
@@ -75,7 +75,7 @@ class GatherTree(wiring.Component):
                     lanes.append([out])
                 joined.append(lanes)
             nodes = joined
-        for lane in range(GATE_LANES):
+        for lane in range(count):
             for out in nodes[0][lane]:
                 m.d.comb += self.o[lane].eq(out)
         return m
