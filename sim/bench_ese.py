@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from openese.hdl.engine import Engine
 from openese.model import host
 from openese.model.compile import compile_network, size_for
+from openese.model.config import EngineConfig
 from openese.model.matrix import CompressedMatrix, FixedMatrix
 from openese.model.network import CompressedNetwork, CompressedRecurrent
 from openese.model.quantise import quantise
@@ -17,7 +18,7 @@ from openese.model.reference import run_reference
 from .simulation import Simulation
 from .streams import pack
 
-__all__ = ["ESE_CYCLES", "ESE_MHZ", "ESE_PES", "bench_ese", "ese_layer"]
+__all__ = ["ESE_CYCLES", "ESE_MHZ", "ESE_PES", "bench_ese", "ese_layer", "ese_on_chip"]
 
 #: Clock, PEs of a channel, and cycles of a step of 32 channels (FPGA 2017, 82.7 us).
 ESE_MHZ, ESE_PES, ESE_CYCLES = 200, 32, 16540
@@ -71,6 +72,22 @@ def ese_layer(seed: int = 1, *, weights: str = "linear", density: float | None =
         bias=rng.normal(0, 0.3, 4 * CELLS), peephole=rng.normal(0, 0.2, (3, CELLS)),
         out_frac=14, cell_frac=11)
     return CompressedNetwork([layer], in_frac=13, meta={"seed": seed})
+
+
+def ese_on_chip(n_pes: int = 64, seed: int = 1, **fields) -> tuple[CompressedNetwork, EngineConfig]:
+    """The layer as an FPGA can hold it, and the engine that does: 10 % of the weights, codes of 4
+    bits, no pointers, 9 bits an entry.
+
+    Parameters
+    ----------
+    n_pes, **fields
+        Of the engine.
+    seed
+        Of the weights.
+    """
+    network = ese_layer(seed, weights="shared", density=0.10, balanced_for=n_pes)
+    fields = {"entry_bits": 8, "queue_depth": 16, "pointers": False} | fields
+    return network, size_for(network, n_pes, **fields)
 
 
 def _kept(rng: np.random.Generator, rows: int, cols: int, units: int, share: float,

@@ -16,7 +16,7 @@ from openese.model.quantise import quantise
 from openese.model.random_network import random_inputs, random_network
 from openese.model.reference import Reference, run_reference
 
-from .bench_ese import INPUTS, ese_layer
+from .bench_ese import INPUTS, ese_on_chip
 from .compiler import NoCompilerError, find_compiler
 from .cycle_model import predict_cycles
 from .simulate import run_engine
@@ -119,8 +119,7 @@ def bench_ese_step(n_pes: int = 64, *, backend: str = "cxxrtl", seed: int = 1) -
     ``name``, ``n_pes``, ``cold_seconds`` (empty cache), ``seconds`` (compiled object in the
     cache), ``outputs`` and ``mismatches``.
     """
-    network = ese_layer(seed, weights="shared", density=0.10)
-    config = size_for(network, n_pes, entry_bits=8, queue_depth=56, pointers=False)
+    network, config = ese_on_chip(n_pes, seed)
     quantised = quantise(network, config)
     image = compile_network(quantised, config)
     raw = np.random.default_rng(seed).integers(1, 1 << 14, (1, INPUTS))
