@@ -17,6 +17,8 @@ from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from openese.boards.protocol import Identification
+from openese.boards.reset import HOLD_OFF, HoldOff
 from openese.boards.top import SerialEngine
 from openese.boards.uart import FRAME_BITS, UartReceiver, UartTransmitter
 from openese.model.compile import Image
@@ -25,7 +27,10 @@ from openese.model.config import EngineConfig
 from .simulate import choose_backend
 from .simulation import Simulation
 
-__all__ = ["SerialBench", "SimulatedBoard"]
+__all__ = ["DIVISOR", "SerialBench", "SimulatedBoard"]
+
+#: Clock cycles per bit: the fewest, for speed.
+DIVISOR = 4
 
 #: Bytes given to the line at a time: few, so that an answer is on its way soon.
 _CHUNK_BYTES = 64
@@ -72,12 +77,12 @@ class SerialBench(wiring.Component):
         engine = self._engine
         m.submodules.tx = tx = UartTransmitter(self._divisor)
         m.submodules.rx = rx = UartReceiver(self._divisor)
-        # The board has a second domain of the same clock, which a break resets.
-        restart = Signal(init=1)
-        m.d.sync += restart.eq(engine.is_break)
+        # As in `openese.boards.top.Top`: two domains of one clock, reset apart from each other.
+        m.submodules.hold_off = hold_off = HoldOff()
         m.submodules.board = DomainRenamer({"board": "sync"})(
-            ResetInserter({"sync": restart})(engine))
+            ResetInserter({"board": hold_off.link, "sync": hold_off.engine})(engine))
         m.d.comb += [
+            hold_off.restart.eq(engine.is_break),
             engine.rx.eq(tx.tx & ~self.hold), rx.rx.eq(engine.tx),
             self.overrun.eq(engine.overrun | rx.overrun),
         ]
@@ -99,6 +104,9 @@ class SimulatedBoard:
         without one.
     divisor
         Clock cycles per bit, 4 or more: the fewer, the faster.
+    identification
+        What the board tells the host about itself. ``None``: the engine, the model, and
+        "simulated" for its name.
     backend
         ``"cxxrtl"``, ``"amaranth"``, ``"verilator"``, or ``"auto"``: CXXRTL where there is a C++
         compiler, else Amaranth's simulator.
@@ -123,15 +131,18 @@ class SimulatedBoard:
         A divisor or an engine that the serial line does not do, an unknown backend.
     """
 
-    def __init__(self, model: Image | EngineConfig, *, divisor: int = 4, backend: str = "auto",
+    def __init__(self, model: Image | EngineConfig, *, divisor: int = DIVISOR,
+                 identification: Identification | None = None, backend: str = "auto",
                  fault: Callable[[bytes, str], bytes] | None = None):
         image = model if isinstance(model, Image) else None
         config = model if image is None else model.config
+        if identification is None:
+            identification = Identification.of(config, image, board="simulated", divisor=divisor)
         backend = choose_backend(backend)
         # A load takes millions of cycles: the flattened design is worth its longer compilation.
         options = {"flatten": True, "optimise": 3} if backend == "cxxrtl" else {}
-        self._simulation = Simulation(SerialBench(SerialEngine(config, divisor, image), divisor),
-                                      backend, **options)
+        engine = SerialEngine(config, divisor, image, identification=identification)
+        self._simulation = Simulation(SerialBench(engine, divisor), backend, **options)
         self._fault = fault or (lambda data, direction: data)
         self._byte_cycles = FRAME_BITS * divisor
         # An engine that says nothing for longer waits for the host: a pass reads every entry and
@@ -148,6 +159,8 @@ class SimulatedBoard:
         os.set_blocking(self._master, False)
         self.port = os.ttyname(self._slave)
         self._wake_read, self._wake_write = os.pipe()
+        # Power came on a while ago: the first byte shall find the board ready.
+        self._simulate(b"", HOLD_OFF + _CHUNK_CYCLES)
         self._thread = threading.Thread(target=self._run, name="simulated board", daemon=True)
         self._thread.start()
 
