@@ -15,9 +15,6 @@ from openese.sim.verilator import VerilatorError, lint
 
 from .netlists import check_engine, check_multiplier, check_ram, simulator
 
-#: A board of each family: Yosys tells them apart.
-BOARDS = "tang-nano-9k", "tang-nano-20k"
-
 
 @pytest.fixture
 def simulate(tmp_path):
@@ -39,8 +36,9 @@ def test_block_ram(simulate, width, depth, granularity, blocks):
     assert count(netlist, "SDP", "DP") == blocks
 
 
-@pytest.mark.parametrize("board", BOARDS)
-@pytest.mark.parametrize(("a_bits", "b_bits"), [(18, 18), (5, 9)])
+@pytest.mark.parametrize(("board", "a_bits", "b_bits"), [
+    ("tang-nano-9k", 18, 18), ("tang-nano-9k", 5, 9), ("tang-nano-20k", 18, 18),
+])
 def test_multiplier(tmp_path, board, a_bits, b_bits):
     netlist = check_multiplier(simulator(board, tmp_path), a_bits, b_bits)
     assert netlist.cells["MULT18X18"] == 1
@@ -48,9 +46,8 @@ def test_multiplier(tmp_path, board, a_bits, b_bits):
     assert count(netlist, "DFF") == Multiplier.LATENCY
 
 
-@pytest.mark.parametrize("board", BOARDS)
-def test_engine(tmp_path, board):
-    netlist = check_engine(simulator(board, tmp_path))
+def test_engine(simulate):
+    netlist = check_engine(simulate)
     assert netlist.cells["MULT18X18"] == 2
     assert count(netlist, "RAM16SDP") > 0
     assert count(netlist, "ALU") == 0
