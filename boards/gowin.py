@@ -196,11 +196,11 @@ PREPARE = (
     "scratchpad -set abc9.script +&scorr;&sweep;&dch,-f,-r;&ps;&if,{C},{W},{D},{R},-v;&mfs",
 )
 
-#: No carry chains (`-noalu`). nextpnr 0.11.1 gives a chain whose carry comes from logic a first cell
-#: with the wrong table (YosysHQ/nextpnr#1799). Before it, chains with a constant operand computed
-#: wrong on a GW2AR-18 (YosysHQ/apicula#514, YosysHQ/nextpnr#1736), where simulation of the netlist
-#: and timing were right: no test here would have shown it. Wide multiplexers cost more LUTs than
-#: they save. Amaranth places the buffers of the pins (`-noiopads`).
+#: No carry chains (`-noalu`). nextpnr 0.11.1 gives a chain whose carry comes from logic a first
+#: cell with the wrong table (YosysHQ/nextpnr#1799). Before it, chains with a constant operand
+#: computed wrong on a GW2AR-18 (YosysHQ/apicula#514, YosysHQ/nextpnr#1736), where simulation of the
+#: netlist and timing were right: no test here would have shown it. Wide multiplexers cost more LUTs
+#: than they save. Amaranth places the buffers of the pins (`-noiopads`).
 SYNTHESIS_OPTIONS = "-noiopads -nowidelut -noalu"
 
 

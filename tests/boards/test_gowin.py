@@ -28,7 +28,7 @@ def test_limits_hold(limits, input_mhz, output_mhz):
     fractions = [input_mhz * b / a for a in DIVIDERS for b in DIVIDERS
                  if input_mhz * 1e6 / a >= limits.detector[0]]
     if min(abs(made / output_mhz - 1) for made in fractions) > 0.02:
-        with pytest.raises(ValueError, match="within 2 %$"):
+        with pytest.raises(ValueError, match=r"within 2 %$"):
             RpllSettings.for_frequency(limits, input_mhz * 1e6, output_mhz * 1e6)
         return
     found = RpllSettings.for_frequency(limits, input_mhz * 1e6, output_mhz * 1e6)
