@@ -8,6 +8,8 @@ from openese.model.config import EngineConfig
 
 from .checks import checked_config
 from .layouts import start_layout
+from .shift_queue import ShiftQueue
+from .spram import is_ultraplus
 
 __all__ = ["ActQueue"]
 
@@ -20,6 +22,8 @@ class ActQueue(wiring.Component):
     what is still on its way (`EngineConfig.queue_capacity`).
 
     Latency: 1 cycle. Throughput: 1 per cycle.
+
+    On iCE40 UltraPlus, which has no LUT RAM, the words shift (`ShiftQueue`).
 
     Parameters
     ----------
@@ -50,16 +54,25 @@ class ActQueue(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        width = Shape.cast(start_layout(self._config)).width
-        m.submodules.fifo = queue = fifo.SyncFIFO(
-            width=width, depth=self._config.queue_capacity)
-        m.d.comb += [
-            queue.w_en.eq(self.i.valid),
-            queue.w_data.eq(self.i.payload.as_value()),
-            self.o.valid.eq(queue.r_rdy),
-            self.o.payload.as_value().eq(queue.r_data),
-            queue.r_en.eq(self.o.ready),
-            self.almost_full.eq(queue.level >= self._config.queue_depth),
-        ]
-        m.d.sync += Assert(~queue.w_en | queue.w_rdy, "activation queue overflow")
+        config = self._config
+        width, depth = Shape.cast(start_layout(config)).width, config.queue_capacity
+        if is_ultraplus(platform):
+            m.submodules.fifo = queue = ShiftQueue(width, depth)
+            room = ~queue.filled[-1]
+            m.d.comb += [
+                queue.i.valid.eq(self.i.valid), queue.i.payload.eq(self.i.payload.as_value()),
+                self.o.valid.eq(queue.o.valid), self.o.payload.as_value().eq(queue.o.payload),
+                queue.o.ready.eq(self.o.ready),
+                self.almost_full.eq(queue.filled[config.queue_depth - 1]),
+            ]
+        else:
+            m.submodules.fifo = queue = fifo.SyncFIFO(width=width, depth=depth)
+            room = queue.w_rdy
+            m.d.comb += [
+                queue.w_en.eq(self.i.valid), queue.w_data.eq(self.i.payload.as_value()),
+                self.o.valid.eq(queue.r_rdy), self.o.payload.as_value().eq(queue.r_data),
+                queue.r_en.eq(self.o.ready),
+                self.almost_full.eq(queue.level >= config.queue_depth),
+            ]
+        m.d.sync += Assert(~self.i.valid | room, "activation queue overflow")
         return m
