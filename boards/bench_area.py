@@ -125,9 +125,9 @@ GW2A_ENGINE = EngineConfig(n_pes=8, spmat_depth=4096, ptr_depth=1024, bias_depth
                            acc_depth=64)
 
 DEVICES: dict[str, Device] = {
-    # A LUT RAM of 16 x 4 takes the LUTs of two slices; nextpnr counts it so as well.
+    # A LUT RAM of 16 x 4 takes the LUTs of three slices, one for writing: as nextpnr counts it.
     "ecp5": _of_family("LFE5U-85F, speed 6", _ese, ULX3S_85F_Platform, ECP5, {
-        "luts": {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 4}, "ffs": {"TRELLIS_FF": 1},
+        "luts": {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6}, "ffs": {"TRELLIS_FF": 1},
         "brams": {"DP16KD": 1}, "multipliers": {"MULT18X18D": 1}},
         "--85k", "--package", "CABGA381", "--speed", "6", "--lpf-allow-unconstrained",
         "--router", "router2"),

@@ -19,7 +19,7 @@ SMALL = EngineConfig(n_pes=2, spmat_depth=512, ptr_depth=256, bias_depth=16, act
 
 @pytest.mark.parametrize(("device", "cells", "counted"), [
     ("ecp5", {"LUT4": 5, "CCU2C": 2, "TRELLIS_DPR16X4": 3, "TRELLIS_FF": 7, "DP16KD": 2,
-              "MULT18X18D": 1}, (21, 7, 2, 1)),
+              "MULT18X18D": 1}, (27, 7, 2, 1)),
     ("up5k", {"SB_LUT4": 5, "SB_CARRY": 3, "SB_DFF": 1, "SB_DFFESR": 6, "SB_RAM40_4K": 2,
               "SB_SPRAM256KA": 1, "SB_MAC16": 1}, (5, 7, 2, 1)),
     ("gw2a", {"LUT1": 1, "LUT4": 4, "MUX2_LUT5": 3, "RAM16SDP4": 2, "DFF": 3, "DFFRE": 4,
