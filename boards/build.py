@@ -12,14 +12,15 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from amaranth.lib import wiring
 
-from openese.hdl.export import YosysError, dedupe, run_yosys, to_rtlil
+from openese.hdl.export import MemoryContents, YosysError, dedupe, run_yosys, to_rtlil
 from openese.model.compile import Image
 from openese.model.config import EngineConfig
 
@@ -33,6 +34,9 @@ __all__ = ["BuildError", "BuildReport", "Netlist", "TimingError", "build", "find
 #: Modules that synthesis keeps apart. Flattened, the registers that every PE keeps of the same
 #: broadcast are merged into one, whose net then crosses the device.
 KEEP = ("pe_*", "relay_*")
+
+#: Where the memories are in a routed design.
+PLACES = "memories.json"
 
 
 class TimingError(BuildError):
@@ -227,27 +231,57 @@ def build(model: Image | EngineConfig, board: str, *, out_dir: str | os.PathLike
                          "memory that is empty at power-up; build with --empty and load the model "
                          "over the link")
     _require_tools(target.family)
-    top = Top(config, target, target_mhz, image)
-    plan = target.family.plan(target.platform(), top, seed)
-    plan.files["top.il"] = dedupe(plan.files["top.il"], keep=KEEP)
     versions = {package: importlib.metadata.version(package)
                 for package in target.family.packages}
-    key = _key(plan, versions)
-    out_dir = Path(out_dir)
-    directory = out_dir / f"{board}-{key}"
-    cached = (directory / "result.json").exists()
-    if not cached:
-        _route(directory, target.family, plan, versions, progress)
-    report = _report(directory, target, top.pll.output_hz / 1e6, cached)
+    top = Top(config, target, target_mhz, image,
+              _fingerprint([board, asdict(config), target_mhz, seed, versions]))
+    plan = target.family.plan(target.platform(), top, seed)
+    design, cached = _routed(target, plan, versions, Path(out_dir), progress)
+    report = _report(design.directory, target, top.pll.output_hz / 1e6, cached)
     if not report.met and not allow_timing_miss:
         raise TimingError(
             f"{board}: the design runs at {report.fmax_mhz:.1f} MHz, the constraint is "
             f"{report.constraint_mhz:.1f} MHz; ask for a lower target, try another seed, or accept "
-            f"the miss. Slowest path: {report.critical_path}. Report: {directory}", report)
-    bitstream = directory / plan.products[0]
-    if not bitstream.exists():
-        _pack(directory, target.family, plan, progress)
+            f"the miss. Slowest path: {report.critical_path}. Report: {design.directory}", report)
+    bitstream = _pack(design, target.family, progress)
     return BuildReport(**{**asdict(report), "bitstream": str(bitstream)})
+
+
+@dataclass(frozen=True)
+class _Design:
+    """A design on its way: its plan, its directory, and the contents that packing puts in."""
+
+    plan: Plan
+    directory: Path
+    contents: list[MemoryContents]
+
+
+class _UnplacedError(Exception):
+    """Contents that can only be in the netlist."""
+
+
+def _routed(board: Board, plan: Plan, versions: Mapping[str, str], out_dir: Path, progress: bool
+            ) -> tuple[_Design, bool]:
+    """A routed design, and whether it was there."""
+    replacement = board.family.replacement
+    rtlil = plan.files["top.il"]
+
+    def design(rtlil: str, contents: list[MemoryContents]) -> _Design:
+        files = {**plan.files, "top.il": dedupe(rtlil, keep=KEEP)}
+        changed = replace(plan, files=files)
+        return _Design(changed, out_dir / f"{board.name}-{_key(changed, versions)}", contents)
+
+    # Without contents, the netlist is the same for every model of the same engine and shape.
+    choices = [design(*replacement.take(rtlil))] if replacement else []
+    choices.append(design(rtlil, []))
+    for choice in choices:
+        if (choice.directory / "result.json").exists():
+            return choice, True
+    for choice in choices:
+        with suppress(_UnplacedError):
+            _route(choice, board.family, versions, progress)
+            return choice, False
+    raise AssertionError("a netlist with its contents can always be placed")
 
 
 def _require_tools(family: Family) -> None:
@@ -255,6 +289,10 @@ def _require_tools(family: Family) -> None:
                             **{t.package: t.module for t in family.tools.values()}}.items():
         if importlib.util.find_spec(module) is None:
             raise BuildError(f"{package} is not installed: pip install {package}")
+
+
+def _fingerprint(what: object) -> int:
+    return zlib.crc32(json.dumps(what, sort_keys=True).encode())
 
 
 def _key(plan: Plan, versions: Mapping[str, str]) -> str:
@@ -318,9 +356,9 @@ def _complaint(log: Path) -> str:
     return (errors or lines)[-1]
 
 
-def _route(directory: Path, family: Family, plan: Plan, versions: Mapping[str, str],
-           progress: bool) -> None:
-    """Fill `directory` with a routed design; it appears under its name when all is well."""
+def _route(design: _Design, family: Family, versions: Mapping[str, str], progress: bool) -> None:
+    """Fill the design's directory; it appears under its name when all is well."""
+    plan, directory, replacement = design.plan, design.directory, family.replacement
     work = directory.with_name(directory.name + ".part")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -334,21 +372,45 @@ def _route(directory: Path, family: Family, plan: Plan, versions: Mapping[str, s
     except YosysError as error:
         raise BuildError(f"{error}\nInputs: {work}") from error
     (work / "yosys.out").write_text(log)
+    if design.contents and replacement.unplaced(results[plan.netlist], design.contents):
+        shutil.rmtree(work)
+        raise _UnplacedError
     (work / plan.netlist).write_text(results[plan.netlist])
     _run_tool(family, family.router, plan.route, work, progress)
+    if replacement is not None:
+        places = replacement.locate((work / replacement.routed).read_text(),
+                                    (work / replacement.configuration).read_text(),
+                                    design.contents)
+        (work / PLACES).write_text(json.dumps(places))
+        # Ten times the size of everything else.
+        (work / replacement.routed).unlink()
     result = {"seconds": round(time.monotonic() - start, 1), "versions": dict(versions)}
     (work / "result.json").write_text(json.dumps(result))
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(work, directory)
 
 
-def _pack(directory: Path, family: Family, plan: Plan, progress: bool) -> None:
-    """Make the products in a directory with a routed design."""
-    arguments = [f"{a}.part" if a in plan.products else a for a in plan.pack]
+def _pack(design: _Design, family: Family, progress: bool) -> Path:
+    """Make the products in a directory with a routed design; returns the bitstream."""
+    plan, directory, replacement = design.plan, design.directory, family.replacement
+    names = {name: name for name in plan.products}
+    if design.contents:
+        mark = hashlib.sha256(repr(design.contents).encode()).hexdigest()[:12]
+        names = {name: f"{Path(name).stem}-{mark}{Path(name).suffix}"
+                 for name in (replacement.configuration, *plan.products)}
+    bitstream = directory / names[plan.products[0]]
+    if bitstream.exists():
+        return bitstream
+    if design.contents:
+        text = replacement.insert((directory / replacement.configuration).read_text(),
+                                  json.loads((directory / PLACES).read_text()), design.contents)
+        (directory / names[replacement.configuration]).write_text(text)
+    arguments = [names.get(a, a) + (".part" if a in plan.products else "") for a in plan.pack]
     _run_tool(family, family.packer, arguments, directory, progress)
     # The bitstream comes last: where it is, packing was complete.
     for name in reversed(plan.products):
-        os.replace(directory / f"{name}.part", directory / name)
+        os.replace(directory / f"{names[name]}.part", directory / names[name])
+    return bitstream
 
 
 def _report(directory: Path, board: Board, clock_mhz: float, cached: bool) -> BuildReport:

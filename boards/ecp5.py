@@ -9,7 +9,16 @@ from amaranth.build import Platform
 from amaranth.lib import io, wiring
 from amaranth.lib.wiring import Out
 
-from .family import BuildError, Family, Plan, Tool, amaranth_files, amaranth_steps
+from .ecp5_contents import insert, locate, take_contents, unplaced
+from .family import (
+    BuildError,
+    Family,
+    Plan,
+    Replacement,
+    Tool,
+    amaranth_files,
+    amaranth_steps,
+)
 
 __all__ = ["ECP5", "Ecp5Pll", "PllSettings"]
 
@@ -156,11 +165,15 @@ PREPARE = (
 #: 103 without.
 SYNTHESIS_OPTIONS = "-nowidelut"
 
+#: The routed design as JSON, which tells where memories are.
+ROUTED = "routed.json"
+
 
 def _plan(platform: Platform, top: Elaboratable, seed: int) -> Plan:
     # The router that finishes in minutes. Its option --tmg-ripup gains a few per cent, but where
     # the constraint cannot be met it never ends.
-    options = f"--report report.json --seed {seed} --router router2 --timing-allow-fail"
+    options = (f"--report report.json --write {ROUTED} --seed {seed} --router router2 "
+               "--timing-allow-fail")
     files = amaranth_files(platform, top, script_after_read="\n".join(PREPARE),
                            synth_opts=SYNTHESIS_OPTIONS, nextpnr_opts=options)
     route, pack = amaranth_steps(files, "nextpnr-ecp5", "ecppack")
@@ -196,4 +209,5 @@ ECP5 = Family(
              "multipliers": ("MULT18X18D",)},
     suffix=".bit",
     sources=_sources,
+    replacement=Replacement("top.config", ROUTED, take_contents, unplaced, locate, insert),
 )

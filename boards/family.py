@@ -12,8 +12,10 @@ from amaranth.build import Platform
 from amaranth.hdl import Elaboratable
 from amaranth.lib import io, wiring
 
-__all__ = ["BuildError", "ClockSettings", "Family", "Plan", "Tool", "amaranth_files",
-           "amaranth_steps"]
+from openese.hdl.export import MemoryContents
+
+__all__ = ["BuildError", "ClockSettings", "Family", "Plan", "Replacement", "Tool",
+           "amaranth_files", "amaranth_steps"]
 
 
 class BuildError(RuntimeError):
@@ -94,6 +96,35 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Replacement:
+    """How memory contents get into a routed design.
+
+    Parameters
+    ----------
+    configuration
+        File of the routed design that packing reads.
+    routed
+        File of the routed design that `locate` reads; place and route writes both.
+    take
+        ``take(rtlil)`` gives RTLIL with a pattern instead of contents, and the contents.
+    unplaced
+        ``unplaced(netlist, contents)`` gives the paths of the memories that cannot be replaced.
+    locate
+        ``locate(routed, configuration, contents)`` finds the pattern; the result goes to a JSON
+        file.
+    insert
+        ``insert(configuration, places, contents)`` gives the configuration with contents.
+    """
+
+    configuration: str
+    routed: str
+    take: Callable[[str], tuple[str, list[MemoryContents]]]
+    unplaced: Callable[[str, list[MemoryContents]], list[str]]
+    locate: Callable[[str, str, list[MemoryContents]], list[dict]]
+    insert: Callable[[str, list[dict], list[MemoryContents]], str]
+
+
+@dataclass(frozen=True)
 class Family:
     """A family of devices and its tools.
 
@@ -121,6 +152,8 @@ class Family:
         How the name of a bitstream ends.
     sources
         Gives the Verilog files that model the primitives of a netlist, in reading order.
+    replacement
+        How contents get into a routed design, or ``None`` where they need place and route.
     """
 
     name: str
@@ -135,6 +168,7 @@ class Family:
     counted: Mapping[str, tuple[str, ...]] = field(repr=False)
     suffix: str
     sources: Callable[[], list[Path]] = field(repr=False)
+    replacement: Replacement | None = field(default=None, repr=False)
 
     @property
     def packages(self) -> tuple[str, ...]:

@@ -1,9 +1,13 @@
 # amaranth: UnusedElaboratable=no
 """Proves the build of a bitstream with the real tools: figures, the missed constraint, the cache,
-surroundings that must not matter, and errors that say where to look."""
+contents replaced in a routed design, surroundings that must not matter, and errors that say where
+to look."""
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,17 +16,37 @@ from openese.boards.build import BuildError, TimingError, build
 from openese.boards.ecp5 import ECP5
 from openese.boards.family import Tool
 from openese.boards.platforms import BOARDS
+from openese.hdl.engine import Engine
+from openese.hdl.export import take_memories, to_rtlil
+from openese.model.compile import compile_network
 from openese.model.config import EngineConfig
+from openese.model.quantise import quantise
+from openese.model.random_network import random_network
 
 #: One PE with little memory, which the tools place and route in half a minute.
 SMALL = EngineConfig(n_pes=1, spmat_depth=512, ptr_depth=64, bias_depth=16, act_depth=64,
-                     acc_depth=16, codebooks=1, program_depth=4)
+                     acc_depth=16, codebooks=2, program_depth=8)
+
+
+def image(seed):
+    return compile_network(quantise(random_network(seed, [12, 9, 4], 0.5), SMALL), SMALL)
+
+
+def blocks_of(bitstream, folder):
+    """Block RAM contents that a bitstream holds, as 9-bit words."""
+    program = ECP5.tools["ecppack"].program.replace("run_ecppack", "run_ecpunpack")
+    subprocess.run([sys.executable, "-c", program, Path(bitstream).name, "text"],
+                   cwd=folder, check=True, capture_output=True)
+    text = (folder / "text").read_text()
+    return [[int(word, 16) for word in found.split()]
+            for found in re.findall(r"^\.bram_init \d+\n((?:[0-9a-f]{3}[ \n])+)", text, re.M)]
 
 
 def test_build(tmp_path, monkeypatch, capsys):
     # Faster than the device: routed, reported, refused.
+    first, second = image(1), image(2)
     with pytest.raises(TimingError) as refused:
-        build(SMALL, "ulx3s-85f", out_dir=tmp_path, target_mhz=200, progress=True)
+        build(first, "ulx3s-85f", out_dir=tmp_path, target_mhz=200, progress=True)
     report = refused.value.report
     assert str(refused.value).startswith(
         f"ulx3s-85f: the design runs at {report.fmax_mhz:.1f} MHz, the constraint is 200.0 MHz; "
@@ -41,7 +65,7 @@ def test_build(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("AMARANTH_nextpnr_opts", "--seed 99")
     monkeypatch.setenv("AMARANTH_synth_opts", "-noabc9")
     monkeypatch.setenv("NEXTPNR_ECP5", "nextpnr-of-someone-else")
-    accepted = build(SMALL, "ulx3s-85f", out_dir=tmp_path, target_mhz=200,
+    accepted = build(first, "ulx3s-85f", out_dir=tmp_path, target_mhz=200,
                      allow_timing_miss=True, progress=False)
     assert accepted.cached
     assert capsys.readouterr().err == ""
@@ -52,6 +76,24 @@ def test_build(tmp_path, monkeypatch, capsys):
     assert b"\xff\xff\xbd\xb3" in contents[:200]
     assert len(contents) > 10_000
     assert not list(tmp_path.rglob("*.part"))
+
+    # Another model in the same engine only needs the packer; each bitstream holds its own.
+    other = build(second, "ulx3s-85f", out_dir=tmp_path, target_mhz=200, allow_timing_miss=True,
+                  progress=True)
+    assert re.fullmatch(r"(\recppack: \d+ s\n?)+|ecppack: \d+ s\n", capsys.readouterr().err)
+    assert other.cached
+    assert other.directory == accepted.directory
+    assert other.bitstream != accepted.bitstream
+    for model, report_of in ((first, accepted), (second, other)):
+        found = blocks_of(report_of.bitstream, Path(report_of.directory))
+        engine = {m.path: list(m.rows)
+                  for m in take_memories(to_rtlil(Engine(SMALL, model)))[1]}
+        entries = engine["pe_0.spmat_read.words"]
+        assert any(entries)
+        assert entries + [0] * (2048 - len(entries)) in found
+    assert build(first, "ulx3s-85f", out_dir=tmp_path, target_mhz=200, allow_timing_miss=True,
+                 progress=True).bitstream == accepted.bitstream
+    assert capsys.readouterr().err == ""
 
     figures = accepted.to_json()
     assert json.loads(json.dumps(figures))["name"] == "ulx3s-85f"
@@ -73,9 +115,12 @@ def test_arguments_are_checked(tmp_path):
          "the PLL cannot make 900 MHz from 25 MHz within 2 %"),
         ({"board": "ulx3s-85f", "target_mhz": 0}, "target_mhz must be positive, not 0"),
         ({"board": "ulx3s-85f", "seed": -1}, "seed must be an integer of 0 or more, not -1"),
+        ({"board": "icebreaker"}, "a bitstream of icebreaker cannot hold a model, because its "
+         "weights are in memory that is empty at power-up; build with --empty and load the model "
+         "over the link"),
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            build(SMALL, out_dir=tmp_path, **arguments)
+            build(image(1), out_dir=tmp_path, **arguments)
     assert not list(tmp_path.iterdir())
 
 
