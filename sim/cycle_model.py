@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openese.hdl.elementwise import ElementWise
+from openese.hdl.elementwise_serial import serial_cycles
 from openese.model.compile import Image, LayerTable
 from openese.model.config import (
     ACC_LATENCY,
@@ -28,7 +29,7 @@ from openese.model.config import (
     WRITE_BACK_LATENCY,
     EngineConfig,
 )
-from openese.model.program import Op
+from openese.model.program import Cell, Op
 from openese.model.reference import Reference
 
 __all__ = ["CyclePrediction", "LayerCycles", "predict_cycles"]
@@ -188,7 +189,7 @@ class _Pes:
         self._begins = np.zeros((depth, n), dtype=bool)  # the column is the first of its matrix
         self._head = np.zeros(n, dtype=np.int64)
         self._count = np.zeros(n, dtype=np.int64)
-        self._tokens: deque[tuple[int, int]] = deque()
+        self._tokens: deque[tuple[int, int, int | None]] = deque()
         self._busy_until = -1
         self._fences = 0  # not taken yet
         self._fence_end = 0
@@ -219,10 +220,11 @@ class _Pes:
         """WRITE is broadcast in this cycle."""
         self._seem_busy(cycle + self._config.broadcast_latency + WRITE_BACK_LATENCY + rows - 1)
 
-    def token(self, cycle: int, gates: int) -> None:
-        """A token comes to PE 0 in this cycle."""
-        self._tokens.append((cycle, gates))
-        self._seem_busy(cycle + self._config.n_pes + gates + WRITE_BACK_LATENCY - 2)
+    def token(self, cycle: int, gates: int, pe: int | None = None) -> None:
+        """A token comes in this cycle to a PE; to PE 0 and from there to the others if ``None``."""
+        last = self._config.n_pes - 1 if pe is None else 0
+        self._tokens.append((cycle - (pe or 0), gates, pe))
+        self._seem_busy(cycle + last + gates + WRITE_BACK_LATENCY - 1)
 
     def fenced(self, cycle: int) -> bool:
         """Whether some PE gives its fence signal."""
@@ -272,13 +274,17 @@ class _Pes:
     def _going(self, cycle: int) -> NDArray[np.bool_] | None:
         """PEs whose matrix read does not stand still for a drain; ``None``: all."""
         n = self._config.n_pes
-        while self._tokens and cycle - sum(self._tokens[0]) >= n:
+        while self._tokens and cycle - sum(self._tokens[0][:2]) >= n:
             self._tokens.popleft()
         if not self._tokens:
             return None
         go = np.ones(n, dtype=bool)
-        for sent, gates in self._tokens:
-            go[max(0, cycle - sent - gates):max(0, cycle - sent)] = False
+        for sent, gates, pe in self._tokens:
+            stands = slice(max(0, cycle - sent - gates), max(0, cycle - sent))
+            if pe is None:
+                go[stands] = False
+            elif pe in range(n)[stands]:
+                go[pe] = False
         return go
 
     def _read(self, cycle: int, go: NDArray[np.bool_] | None) -> tuple[bool, bool]:
@@ -380,7 +386,7 @@ class _Cells:
         self._arriving_until = self._sent_until = -1
         self._place = self._total = 0
         self._cell: dict[str, int] = {}
-        self.beat = False  # a beat goes to the activation memories, and no input does
+        self._beat = False
 
     @property
     def idle(self) -> bool:
@@ -390,6 +396,10 @@ class _Cells:
     def offers(self, cycle: int) -> bool:
         """Whether a result waits."""
         return bool(self._results) and self._results[0] <= cycle
+
+    def beats(self, cycle: int) -> bool:
+        """Whether a beat goes to the activation memories, and no input does."""
+        return self._beat
 
     @property
     def feeds(self) -> bool:
@@ -404,15 +414,13 @@ class _Cells:
         self._tokens, self._reserved, self._place = cell["rows"], 0, 0
         self._total = (cell["rows"] - 1) * self._config.n_pes + cell["rem"]
 
-    def advance(self, cycle: int, taken: bool) -> bool:
-        """One more cycle, in which a result is taken or not; whether it goes to the output."""
-        self.beat = False
+    def advance(self, cycle: int, taken: bool) -> int | None:
+        """One more cycle, in which a result is taken or not; when it comes out if it does."""
+        self._beat = False
         if taken:
             self._results.popleft()
+            self._beat = self._fills_beat()
             self._place += 1
-            pe = (self._place - 1) % self._config.n_pes + 1
-            ends = pe % self._config.input_lanes == 0 or pe == self._config.n_pes
-            self.beat = bool(self._cell["to_act"]) and (ends or self._place == self._total)
             if self._cell["to_out"]:
                 self._sent_until = cycle + 1
         if self._state is _CellsState.FENCE:
@@ -428,7 +436,13 @@ class _Cells:
         elif self._state is _CellsState.SETTLE and cycle > max(
                 self._arriving_until, self._sent_until):
             self._state = _CellsState.IDLE
-        return taken and bool(self._cell["to_out"])
+        return cycle + 1 if taken and self._cell["to_out"] else None
+
+    def _fills_beat(self) -> bool:
+        """Whether the next result to be taken is the last of a beat."""
+        pe = self._place % self._config.n_pes + 1
+        ends = pe % self._config.input_lanes == 0 or pe == self._config.n_pes
+        return bool(self._cell["to_act"]) and (ends or self._place == self._total - 1)
 
     def _send_token(self, cycle: int) -> None:
         n, gates = self._config.n_pes, self._cell["gates"] + 1
@@ -442,6 +456,56 @@ class _Cells:
         exist = n if self._tokens else self._cell["rem"]
         self._results.extend(range(result, result + exist))
         self._arriving_until = unit + n - 1
+
+
+class _SerialCells(_Cells):
+    """`openese.hdl.cells_serial.SerialCells`: unit by unit."""
+
+    def __init__(self, config: EngineConfig, pes: _Pes):
+        super().__init__(config, pes)
+        self._unit = self._until_token = self._sent = 0
+        # Cycles: of the next token, of the last gate that it asks for, of the result.
+        self._token_at: int | None = None
+        self._complete: int | None = None
+        self._result: int | None = None
+
+    def start(self, cycle: int, cell: dict[str, int]) -> None:
+        super().start(cycle, cell)
+        options = (self._config, Cell(cell["cell"]), bool(cell["peephole"]), cell["cell_shift"],
+                   cell["peep_shift"])
+        self._unit, self._until_token = (
+            serial_cycles(*options, until_token=until) for until in (False, True))
+        self._sent = 0
+
+    def offers(self, cycle: int) -> bool:
+        return self._result is not None and self._result <= cycle
+
+    def beats(self, cycle: int) -> bool:
+        return self._result == cycle and self._fills_beat()
+
+    def advance(self, cycle: int, taken: bool) -> int | None:
+        out = cycle if self._result == cycle and self._cell["to_out"] else None
+        if self._state is _CellsState.FENCE:
+            fenced = self._pes.fenced(cycle - self._config.fan_levels)
+            if cycle >= self._wait_until and not fenced:
+                self._state, self._token_at = _CellsState.RUN, cycle + 1
+            return out
+        if self._token_at == cycle:
+            gates = self._cell["gates"] + 1
+            self._pes.token(cycle, gates, self._sent % self._config.n_pes)
+            self._complete = cycle + WRITE_BACK_LATENCY + self._config.fan_levels + gates - 1
+            self._sent += 1
+        if taken:
+            self._result = None
+            self._place += 1
+            if self._place == self._total:
+                self._state = _CellsState.IDLE
+        if self._result is None and self._complete is not None and self._complete < cycle:
+            self._result, self._complete = cycle + 1 + self._unit, None
+            if self._sent < self._total:
+                # One for the first step, one for the token's register.
+                self._token_at = cycle + 2 + self._until_token
+        return out
 
 
 class _Sequencing(Enum):
@@ -466,7 +530,7 @@ class _Engine:
         self._matrices = [self._matrix(image, reference, number)
                           for number in range(len(image.layers))]
         self._pes = _Pes(config)
-        self._cells = _Cells(config, self._pes)
+        self._cells = (_SerialCells if config.serial_cells else _Cells)(config, self._pes)
         self._inputs = _Inputs(config, image.in_rows, self._n)
 
         # After reset the accumulators are cleared, as by a WRITE.
@@ -490,7 +554,7 @@ class _Engine:
         wanted, cycle = self._n * self._out_features, 0
         while len(self._outputs) < wanted or cycle <= self._outputs[-1]:
             self._pes.advance(cycle)
-            beat, idle = self._cells.beat, self._cells.idle
+            beat, idle = self._cells.beats(cycle), self._cells.idle
             if not idle and not self._seen(self._pes.working, cycle):
                 self._exposed.append(cycle)
             self._release = False
@@ -498,8 +562,9 @@ class _Engine:
             writing = self._writing
             fed, cell = self._advance(cycle)
             taken |= fed
-            if not idle and self._cells.advance(cycle, taken):
-                self._outputs.append(cycle + 1)
+            out = None if idle else self._cells.advance(cycle, taken)
+            if out is not None:
+                self._outputs.append(out)
             if cell is not None:
                 self._cells.start(cycle, cell)
             self._inputs.advance(writing or self._writing or beat, self._release)

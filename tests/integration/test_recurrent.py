@@ -55,6 +55,9 @@ ENGINES = {
     "8 PEs, 5 channels, direct": (8, 5, {"direct_weights": True, "queue_depth": 1}),
     "32 PEs, direct, no pointers": (32, 1, {"direct_weights": True, "pointers": False}),
     "64 PEs": (64, 1, {"input_lanes": 4}),
+    "4 PEs, serial cells": (4, 1, {"serial_cells": True}),
+    "10 PEs, serial cells, no pointers, direct": (10, 1, {
+        "serial_cells": True, "pointers": False, "direct_weights": True, "input_lanes": 5}),
 }
 
 
@@ -130,11 +133,13 @@ def layers(draw) -> RandomLayer:
 @given(stack=st.lists(layers(), min_size=1, max_size=3), n_pes=st.integers(1, 6),
        channels=st.sampled_from([1, 1, 2, 3]), steps=st.integers(1, 4),
        pointers=st.booleans(), direct=st.booleans(), queue_depth=st.sampled_from([1, 3, 8]),
-       stall=st.sampled_from([0.0, 0.5]), given_state=st.booleans(), seed=st.integers(0, 99))
+       stall=st.sampled_from([0.0, 0.5]), given_state=st.booleans(), seed=st.integers(0, 99),
+       serial=st.booleans())
 def test_random_networks_on_random_engines(stack, n_pes, channels, steps, pointers, direct,
-                                           queue_depth, stall, given_state, seed):
+                                           queue_depth, stall, given_state, seed, serial):
     network = random_recurrent(seed, 5, stack, fixed_bits=12 if direct else None)
-    fields = {"direct_weights": direct} | ({} if network.recurrent else {"state_depth": 0})
+    fields = {"direct_weights": direct, "serial_cells": serial and channels == 1}
+    fields |= {} if network.recurrent else {"state_depth": 0}
     config = size_for(network, n_pes, channels=channels, pointers=pointers,
                       queue_depth=queue_depth, **fields)
     quantised = quantise(network, config)

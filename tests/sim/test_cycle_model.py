@@ -68,6 +68,10 @@ STACKS = {
     ("mixed", 4, {"input_lanes": 2}),
     ("mixed", 1, {"queue_depth": 2, "pointers": False}),
     ("last_linear", 3, {"queue_depth": 1}),
+    ("lstm", 5, {"queue_depth": 1, "serial_cells": True}),
+    ("projected", 3, {"queue_depth": 2, "pointers": False, "serial_cells": True}),
+    ("gru", 1, {"serial_cells": True}),
+    ("mixed", 4, {"input_lanes": 2, "serial_cells": True}),
 ])
 def test_every_output_of_recurrent_networks(stack, n_pes, options):
     network = random_recurrent(n_pes, 10, STACKS[stack])
@@ -108,7 +112,7 @@ def engines(draw):
     lanes = draw(st.sampled_from([k for k in range(1, n_pes + 1) if n_pes % k == 0]))
     return network, inputs, n_pes, {
         "queue_depth": draw(st.integers(1, 9)), "input_lanes": lanes,
-        "pointers": draw(st.booleans())}
+        "pointers": draw(st.booleans()), "serial_cells": draw(st.booleans())}
 
 
 @settings(max_examples=5, deadline=None, derandomize=True,
