@@ -183,8 +183,8 @@ def synthesise(component: wiring.Component, board: str = "ulx3s-85f", *,
 
 
 def build(model: Image | EngineConfig, board: str, *, out_dir: str | os.PathLike = "build",
-          target_mhz: float | None = None, seed: int = 1, allow_timing_miss: bool = False,
-          progress: bool = True) -> BuildReport:
+          target_mhz: float | None = None, baud: int | None = None, seed: int = 1,
+          allow_timing_miss: bool = False, progress: bool = True) -> BuildReport:
     """Build the bitstream of an engine for a board.
 
     The result lies in a directory named after the board and everything that decides it: design,
@@ -201,6 +201,8 @@ def build(model: Image | EngineConfig, board: str, *, out_dir: str | os.PathLike
         Where the directories of builds are.
     target_mhz
         Clock of the engine; the board's usual one by default.
+    baud
+        Rate of the serial link; the board's usual one by default.
     seed
         Of placement and routing. A design near its limit gains or loses a few per cent.
     allow_timing_miss
@@ -211,8 +213,8 @@ def build(model: Image | EngineConfig, board: str, *, out_dir: str | os.PathLike
     Raises
     ------
     ValueError
-        No such board, a clock that it cannot make, a model that its bitstreams cannot hold, or a
-        bad seed.
+        No such board, a clock or a rate that it cannot make, a model that its bitstreams cannot
+        hold, or a bad seed.
     BuildError
         A tool is missing or failed.
     TimingError
@@ -234,7 +236,8 @@ def build(model: Image | EngineConfig, board: str, *, out_dir: str | os.PathLike
     versions = {package: importlib.metadata.version(package)
                 for package in target.family.packages}
     top = Top(config, target, target_mhz, image,
-              _fingerprint([board, asdict(config), target_mhz, seed, versions]))
+              _fingerprint([board, asdict(config), target_mhz, baud, seed, versions]),
+              baud)
     plan = target.family.plan(target.platform(), top, seed)
     design, cached = _routed(target, plan, versions, Path(out_dir), progress)
     report = _report(design.directory, target, top.pll.output_hz / 1e6, cached)

@@ -112,6 +112,8 @@ class Top(Elaboratable):
         Compiled model for the memories to start with, or ``None``.
     build
         Fingerprint of the bitstream that the board tells the host, 32 bits.
+    baud
+        Rate of the serial link, unless it is the board's.
 
     Attributes
     ----------
@@ -126,11 +128,11 @@ class Top(Elaboratable):
     """
 
     def __init__(self, config: EngineConfig, board: Board, target_mhz: float,
-                 image: Image | None = None, build: int = 0):
+                 image: Image | None = None, build: int = 0, baud: int | None = None):
         self._board = board
         self.pll: ClockSettings = board.family.pll(board.platform().default_clk_frequency,
                                                    target_mhz * 1e6)
-        cycles = divisor(self.pll.output_hz, board.baud)
+        cycles = divisor(self.pll.output_hz, board.baud if baud is None else baud)
         identification = Identification.of(
             config, image, board=board.name, preset=board.name if config == board.config else "",
             clock_hz=round(self.pll.output_hz), build=build, divisor=cycles)

@@ -213,6 +213,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--pes", type=int, metavar="N",
                          help="smallest engine of N processing elements instead of the board's")
         sub.add_argument("--target-mhz", type=float, metavar="MHZ", help="clock of the engine")
+        sub.add_argument("--baud", type=int, metavar="RATE", help="rate of the serial link")
         sub.add_argument("--seed", type=int, default=1,
                          help="seed of place and route (default 1)")
         sub.add_argument("--allow-timing-miss", action="store_true",

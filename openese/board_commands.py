@@ -85,7 +85,8 @@ def _build(options: Namespace, model: str | None, empty: bool):
         if not empty:
             engine = compile_network(quantise(network, engine), engine)
     return run(engine, options.board, seed=options.seed, target_mhz=options.target_mhz,
-               out_dir=Path(options.output), allow_timing_miss=options.allow_timing_miss)
+               baud=options.baud, out_dir=Path(options.output),
+               allow_timing_miss=options.allow_timing_miss)
 
 
 def _build_text(report) -> str:
