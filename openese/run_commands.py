@@ -202,7 +202,9 @@ def _text(data: dict) -> str:
             f"  mismatches        {data['mismatches']:,} of {data['outputs']:,} outputs "
             f"({data['vectors']:,} {many}), every bit against the integer reference")
         if data["first_mismatch"]:
-            lines.append(f"  first mismatch    {one} and output {data['first_mismatch']}")
+            place = dict(zip([one, *["channel"][:data["channels"] > 1], "output"],
+                             data["first_mismatch"], strict=True))
+            lines.append("  first mismatch    " + ", ".join(f"{k} {v}" for k, v in place.items()))
     else:
         lines.append(f"  outputs           {data['outputs']:,} ({data['vectors']:,} {many}), not "
                      f"compared (--check does)")
