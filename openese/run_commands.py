@@ -101,7 +101,7 @@ def _simulated(network, options: Namespace, asked, x: NDArray):
     """A board in a simulator, and the name of the one whose engine it has."""
     from openese.boards.platforms import BOARDS
     from openese.boards.protocol import Identification
-    from openese.sim.board import DIVISOR, SimulatedBoard
+    from openese.boards.simulated import DIVISOR, SimulatedBoard
 
     config = asked or _sized_for_all(network, x, _engine(options))
     board = BOARDS.get(options.preset)

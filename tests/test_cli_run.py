@@ -18,6 +18,7 @@ import openese
 from openese.__main__ import main
 from openese.boards.platforms import BOARDS
 from openese.boards.protocol import Identification
+from openese.boards.simulated import DIVISOR, SimulatedBoard
 from openese.model.compile import size_for
 from openese.model.config import PRESETS
 from openese.model.ese_file import save
@@ -25,7 +26,6 @@ from openese.model.mnist import scale_pixels
 from openese.model.network import CompressedBidirectional, CompressedNetwork
 from openese.model.random_network import RandomLayer, random_network, random_recurrent
 from openese.model.reference import run_reference
-from openese.sim.board import DIVISOR, SimulatedBoard
 
 DATA = Path(openese.__file__).with_name("data")
 LENET = str(DATA / "lenet_300_100.ese")

@@ -17,15 +17,15 @@ from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from openese.boards.protocol import Identification
-from openese.boards.reset import HOLD_OFF, HoldOff
-from openese.boards.top import SerialEngine
-from openese.boards.uart import FRAME_BITS, UartReceiver, UartTransmitter
 from openese.model.compile import Image
 from openese.model.config import EngineConfig
+from openese.sim.simulate import choose_backend
+from openese.sim.simulation import Simulation
 
-from .simulate import choose_backend
-from .simulation import Simulation
+from .protocol import Identification
+from .reset import HOLD_OFF, HoldOff
+from .top import SerialEngine
+from .uart import FRAME_BITS, UartReceiver, UartTransmitter
 
 __all__ = ["DIVISOR", "SerialBench", "SimulatedBoard"]
 

@@ -14,12 +14,12 @@ import serial
 from openese.boards.device import Device
 from openese.boards.host import HostEnd, make_frame
 from openese.boards.protocol import Control, Identification
+from openese.boards.simulated import SimulatedBoard
 from openese.model.compile import compile_network, size_for
 from openese.model.host import MAGIC, Register, read
 from openese.model.quantise import quantise
 from openese.model.random_network import random_inputs, random_network
 from openese.model.reference import run_reference
-from openese.sim.board import SimulatedBoard
 
 NETWORK = random_network(1, [12, 9, 4], 0.5)
 CONFIG = size_for(NETWORK, 2, input_lanes=2)
