@@ -95,7 +95,8 @@ class SimulatedBoard:
     """A board in a simulator, at a pseudo-terminal; a context manager.
 
     A thread runs the simulation as fast as it can while bytes are under way or the engine may be
-    at work, and sleeps otherwise. The board keeps its state when a host closes the port.
+    at work, and sleeps otherwise. The board keeps its state when a host closes the port. Needs an
+    operating system that has pseudo-terminals.
 
     Parameters
     ----------
@@ -145,9 +146,11 @@ class SimulatedBoard:
         self._simulation = Simulation(SerialBench(engine, divisor), backend, **options)
         self._fault = fault or (lambda data, direction: data)
         self._byte_cycles = FRAME_BITS * divisor
-        # An engine that says nothing for longer waits for the host: a pass reads every entry and
-        # every column once at the most, in one PE after the other if it has to.
-        self._longest = 20_000 + 4 * config.n_pes * (config.spmat_depth + config.act_depth)
+        # An engine that says nothing for longer is taken to wait: a pass reads every entry once,
+        # all PEs at a time, and goes through all activations and units. Should it not, the host
+        # asks in the end what is the matter, which wakes the board.
+        self._longest = 20_000 + 4 * (config.spmat_depth + config.n_pes * config.act_depth) + (
+            256 * config.state_depth)
         self.cycles = self.bytes_in = self.bytes_out = 0
         self.overrun = False
         self._error: BaseException | None = None

@@ -101,8 +101,12 @@ def _simulated(network, options: Namespace, asked, x: NDArray):
     """A board in a simulator, and the name of the one whose engine it has."""
     from openese.boards.platforms import BOARDS
     from openese.boards.protocol import Identification
-    from openese.boards.simulated import DIVISOR, SimulatedBoard
 
+    try:
+        from openese.boards.simulated import DIVISOR, SimulatedBoard
+    except ImportError:
+        raise ValueError("a board is simulated behind a pseudo-terminal, which this operating "
+                         "system does not have") from None
     config = asked or _sized_for_all(network, x, _engine(options))
     board = BOARDS.get(options.preset)
     known = {} if board is None else {

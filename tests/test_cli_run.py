@@ -214,6 +214,15 @@ def test_a_model_that_is_too_large(files, capsys, ulx3s):
     assert text.startswith(f"{ulx3s.port}: the model is too large for the board's engine: ")
 
 
+def test_an_operating_system_without_terminals(files, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "openese.boards.simulated")
+    monkeypatch.setitem(sys.modules, "termios", None)
+    monkeypatch.delitem(sys.modules, "tty")
+    text = fails(capsys, "small.ese", "small.npz", "--port", "simulated")
+    assert text == ("a board is simulated behind a pseudo-terminal, which this operating system "
+                    "does not have")
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--pes", "2", "--preset", "demo"), "give --pes or --preset, not both"),
     (("--preset", "none"), "unknown preset 'none'; presets: "),
