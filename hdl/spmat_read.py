@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# Contents that an SPRAM cannot have are refused while the unit is being elaborated.
 """Sparse-matrix read: the entries of a column, one per cycle (EIE, section IV)."""
 
 from amaranth import *

@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# What does not fit an SPRAM is refused while its user is being elaborated.
 """The large memories of iCE40 UltraPlus."""
 
 from amaranth import *
