@@ -50,7 +50,8 @@ def run(options: Namespace) -> Result:
     data = {
         "name": Path(options.model).name, "port": options.port, "board": board.board or None,
         "preset": board.preset or None, "n_pes": board.n_pes, "channels": board.channels,
-        "clock_hz": board.clock_hz or None, "baud": options.baud,
+        "clock_hz": board.clock_hz or None,
+        "baud": None if options.port == SIMULATED else options.baud,
         "recurrent": network.recurrent, "vectors": len(x), "outputs": raw.size,
         **session.figures(len(x), board.clock_hz),
     }
@@ -155,7 +156,9 @@ class _Session:
             with _Progress(f"running {len(raw)} {_units(network.recurrent)}") as progress:
                 results.append(self._device.run(raw[1:], progress=progress))
             self._others += results[1:]
-        outputs = np.concatenate([result.outputs for result in results])
+        # A single channel may or may not have a dimension of its own.
+        outputs = np.concatenate([result.outputs for result in results]).reshape(
+            *raw.shape[:-1], -1)
         if self._check:
             reference = run_reference(quantised, raw)
             self._wrong += np.argwhere(outputs != reference.outputs).tolist()
@@ -199,8 +202,11 @@ def _text(data: dict) -> str:
     many = _units(data["recurrent"])
     one = many[:-1]
     where = f"{data['board'] or 'a board'} at {data['port']}"
+    if data["port"] == SIMULATED:
+        where = "a simulated board"
     clock = f", {data['clock_hz'] / 1e6:g} MHz" if data["clock_hz"] else ""
-    lines = [f"{data['name']} on {where}: {data['n_pes']} PEs{clock}, {data['baud']:,} baud"]
+    baud = f", {data['baud']:,} baud" if data["baud"] else ""
+    lines = [f"{data['name']} on {where}: {data['n_pes']} PEs{clock}{baud}"]
     if "mismatches" in data:
         lines.append(
             f"  mismatches        {data['mismatches']:,} of {data['outputs']:,} outputs "

@@ -71,6 +71,8 @@ def folder(tmp_path_factory):
     save(folder / "small.ese", SMALL)
     save(folder / "large.ese", random_network(1, [3000, 900], 0.4))
     np.savez(folder / "steps.npz", x=rng.uniform(-1, 1, (7, 6)).astype(np.float32))
+    np.savez(folder / "channel.npz", x=rng.uniform(-1, 1, (7, 1, 6)).astype(np.float32),
+             y=np.zeros((7, 1), dtype=int))
     np.savez(folder / "small.npz", x=rng.uniform(-1, 1, (5, 3, 4)).astype(np.float32))
     np.savez(folder / "large.npz", x=np.zeros((1, 3000), dtype=np.float32))
     with np.load(DATA / "mnist_256.npz", allow_pickle=False) as digits:
@@ -127,18 +129,28 @@ def test_lenet_on_a_ulx3s(files, ulx3s):
     assert not ulx3s.overrun
 
 
-@pytest.mark.parametrize(("model", "outputs"), [("lstm.ese", 3), ("both.ese", 10)])
-def test_steps_of_a_sequence(files, capsys, monkeypatch, model, outputs):
+@pytest.mark.parametrize(("model", "inputs", "steps", "outputs"), [
+    ("lstm.ese", "steps.npz", 7, 3), ("lstm.ese", "channel.npz", 1, 3),
+    ("both.ese", "steps.npz", 7, 10)])
+def test_steps_of_a_sequence(files, capsys, monkeypatch, model, inputs, steps, outputs):
     """With no board at hand; directions of a layer are loaded and run one after the other."""
     monkeypatch.setitem(PRESETS, "lstm", ENGINE)
-    for limit in (7, 1):
-        data = reads(capsys, model, "steps.npz", "--port", "simulated", "--preset", "lstm",
-                     "--check", "--limit", str(limit))
-        assert (data["mismatches"], data["outputs"]) == (0, limit * outputs)
-        assert (data["recurrent"], data["port"], data["n_pes"]) == (True, "simulated", 2)
-        # The simulated board's clock is not known.
-        assert data["engine_vectors_per_second"] is None
-        assert data["exposed"] > 0
+    data = reads(capsys, model, inputs, "--port", "simulated", "--preset", "lstm", "--check",
+                 "--limit", str(steps))
+    assert (data["mismatches"], data["outputs"]) == (0, steps * outputs)
+    assert (data["recurrent"], data["port"], data["n_pes"]) == (True, "simulated", 2)
+    # A simulated board's clock and rate are not those of a board.
+    assert (data["engine_vectors_per_second"], data["baud"]) == (None, None)
+    assert data["exposed"] > 0
+    assert ("error_percent" in data) == (inputs == "channel.npz")
+
+
+def test_what_a_simulated_board_prints(files, capsys):
+    status = main(["run", "small.ese", "small.npz", "--port", "simulated", "--pes", "2"])
+    out, err = capsys.readouterr()
+    assert (status, err) == (0, "")
+    assert out.startswith("small.ese on a simulated board: 2 PEs\n")
+    assert out.endswith("\n  seconds are of the simulation, not of a board\n")
 
 
 def test_an_engine_of_the_models_own_size(files, capsys, sized):
