@@ -121,7 +121,7 @@ class Link(wiring.Component):
             sent.ack.eq(reader.ack), sent.acked.eq(reader.acked),
             sent.next.eq(writer.next), sent.rewind.eq(writer.rewind),
             writer.sent.eq(sent.sent), writer.more.eq(sent.more), writer.data.eq(sent.data),
-            writer.behind.eq(sent.behind), writer.again.eq(reader.again),
+            writer.again.eq(reader.again),
             writer.answer.eq(reader.answer), writer.accepted.eq(received.accepted),
             writer.taken.eq(received.taken), writer.refused.eq(reader.refused),
             # The host hears of room in the buffer with every quarter of it that falls free.

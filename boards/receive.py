@@ -70,7 +70,7 @@ class ReceiveBuffer(wiring.Component):
 
         m.d.comb += [
             read_port.addr.eq(self.taken), self.o.payload.eq(read_port.data),
-            read_port.en.eq(~self.o.valid & (self.taken != self.accepted)),
+            read_port.en.eq(~self.o.valid & (self.taken[:bits + 1] != self.accepted[:bits + 1])),
         ]
         m.d.sync += self.o.valid.eq(read_port.en)
         with m.If(self.o.valid):

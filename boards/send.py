@@ -44,8 +44,6 @@ class SendBuffer(wiring.Component):
         It has been sent.
     rewind : ``In(1)``
         Go on behind the last acknowledged byte.
-    behind : ``Out(1)``
-        ``sent`` has been acknowledged already. One cycle late.
     ack : ``In(16)``, acked : ``In(1)``
         Position of the next byte that the host wants; ``acked`` is a pulse, ``ack`` is constant
         from the cycle before to the cycle after. Positions of bytes that were not kept are
@@ -57,7 +55,7 @@ class SendBuffer(wiring.Component):
         self._depth = depth
         super().__init__({
             "i": In(stream.Signature(8)), "sent": Out(16), "more": Out(1), "data": Out(8),
-            "next": In(1), "rewind": In(1), "behind": Out(1), "ack": In(16), "acked": In(1),
+            "next": In(1), "rewind": In(1), "ack": In(16), "acked": In(1),
         })
 
     def elaborate(self, platform):
@@ -91,17 +89,19 @@ class SendBuffer(wiring.Component):
         with m.If(oldest >= IDENTIFICATION_BYTES):
             m.d.sync += identifying.eq(0)
 
-        kept = Signal(16)
+        kept = Signal(bits + 1)
+        new = Signal(16)
         known = Signal()
         acked = Signal()
-        m.d.comb += kept.eq(head - oldest)
+        m.d.comb += [kept.eq(head - oldest), new.eq(self.ack - oldest)]
         m.d.sync += [
-            known.eq((self.ack - oldest)[:16] <= kept),
-            self.behind.eq((head - self.sent)[:16] > kept),
+            known.eq((new[:bits + 1] <= kept) & (new[bits + 1:] == 0)),
             self.more.eq(self.sent != head),
             acked.eq(self.acked),
         ]
         with m.If(acked & known):
+            # Beyond `sent`, if that was rewound in vain. What is sent until it has caught up has a
+            # position that the host is past, so it does not matter what is read.
             m.d.sync += oldest.eq(self.ack)
         with m.If(self.rewind):
             m.d.sync += self.sent.eq(oldest)
@@ -119,7 +119,7 @@ class FrameWriter(wiring.Component):
     -------
     is_open : ``In(1)``, session : ``In(8)``
         Nothing is sent while there is no session.
-    sent : ``In(16)``, more : ``In(1)``, data : ``In(8)``, behind : ``In(1)``
+    sent : ``In(16)``, more : ``In(1)``, data : ``In(8)``
         From the buffer.
     next : ``Out(1)``, rewind : ``Out(1)``
         To the buffer.
@@ -138,7 +138,6 @@ class FrameWriter(wiring.Component):
     sent: In(16)
     more: In(1)
     data: In(8)
-    behind: In(1)
     next: Out(1)
     rewind: Out(1)
     accepted: In(16)
@@ -175,7 +174,7 @@ class FrameWriter(wiring.Component):
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += crc.clear.eq(1)
-                with m.If(again | self.behind):
+                with m.If(again):
                     m.d.comb += self.rewind.eq(1)
                     m.d.sync += again.eq(0)
                 with m.Elif(self.is_open & (self.more | answer | (window != self.window))):
