@@ -34,8 +34,8 @@ class Link(wiring.Component):
     does nothing of its own accord but send; whether to try again is for the host to decide, so
     there are no timers.
 
-    Resources, on ECP5 with four input lanes: see ``docs/host-protocol.md``. Two block RAMs of
-    18 kbit, or two of 4 kbit with both buffers of 256 bytes.
+    Resources, on ECP5 with four input lanes: 536 LUT4, 79 carry cells, 396 registers and two block
+    RAMs of 18 kbit. With both buffers of 256 bytes, two block RAMs of 4 kbit are enough.
 
     Parameters
     ----------
