@@ -105,7 +105,7 @@ class Model:
 
     def __post_init__(self):
         self.network = random_network(self.seed, [24, 16, 12], 0.4)
-        self.config = size_for(self.network, 4, input_lanes=2)
+        self.config = size_for(self.network, 4, input_lanes=2, spmat_depth=128)
         self.quantised = quantise(self.network, self.config)
         self.image = compile_network(self.quantised, self.config)
 
