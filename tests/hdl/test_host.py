@@ -5,11 +5,18 @@ import numpy as np
 import pytest
 from amaranth.hdl import Signal
 
+from openese.hdl.engine import Engine
 from openese.hdl.host import HostInterface
 from openese.hdl.layouts import Kind
 from openese.model import host
+from openese.model.compile import compile_network, size_for
 from openese.model.host import HostOp, InputRegister, Register, Target
 from openese.model.program import instruction_bits
+from openese.model.quantise import quantise
+from openese.model.random_network import random_inputs, random_network
+from openese.model.reference import run_reference
+from openese.sim.simulate import run_simulation
+from openese.sim.simulation import Simulation
 
 from .helpers import SMALL, plain, recurrent, simulate
 
@@ -365,3 +372,23 @@ def test_constructor_errors():
     for bases in ((0, 30), (-1, 0), (0,)):
         with pytest.raises(ValueError, match=r"^in_base must be two addresses from 0 to 29, not "):
             HostInterface(SMALL, in_base=bases)
+
+
+def test_stalls_of_an_engine():
+    """Columns of several entries fill a short queue, and the broadcast waits; a long one takes all
+    of them."""
+    network = random_network(1, [24, 16], 0.9)
+    counts = []
+    for depth in (1, 32):
+        config = size_for(network, 2, queue_depth=depth)
+        quantised = quantise(network, config)
+        inputs = random_inputs(2, network, 2)
+        with Simulation(Engine(config)) as simulation:
+            report = run_simulation(simulation, compile_network(quantised, config), inputs,
+                                    run_reference(quantised, inputs))
+            answer = simulation.run({"i_host": host.read(Register.STALLS)}, {"o_host": 1})
+        assert report.mismatches == 0
+        counts.append(int(answer.outputs["o_host"][0]))
+    # Each PE needs 8 cycles for a column.
+    assert counts[0] > 50
+    assert counts[1] == 0
