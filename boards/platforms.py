@@ -137,12 +137,12 @@ BOARDS: dict[str, Board] = {board.name: board for board in (
         pointers=False), 24.0, "USB serial (second port of the FT2232H)", _LEDS,
         sram=None, flash=("-b", "ice40_generic", "-f"), holds_model=False),
     Board("tang-nano-9k", TangNano9kPlatform, GW1N, "Gowin GW1NR-9C, grade C6/I5", 26, EngineConfig(
-        n_pes=2, spmat_depth=4096, ptr_depth=1024, bias_depth=64, act_depth=256, acc_depth=64,
+        n_pes=2, spmat_depth=14336, ptr_depth=2048, bias_depth=512, act_depth=1024, acc_depth=512,
         input_lanes=2), 54.0, "USB serial (second port of the BL702)", _LEDS,
         sram=("-b", "tangnano9k"), flash=("-b", "tangnano9k", "-f")),
     Board("tang-nano-20k", TangNano20kPlatform, GW2A, "Gowin GW2AR-18C, grade C8/I7", 46,
-          EngineConfig(n_pes=4, spmat_depth=4096, ptr_depth=1024, bias_depth=64, act_depth=256,
-                       acc_depth=64, input_lanes=4), 67.5,
+          EngineConfig(n_pes=8, spmat_depth=4096, ptr_depth=2048, bias_depth=64, act_depth=256,
+                       acc_depth=48, input_lanes=4), 108.0,
           "USB serial (second port of the BL616)", _LEDS,
           sram=("-b", "tangnano20k"), flash=("-b", "tangnano20k", "-f")),
 )}
