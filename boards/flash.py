@@ -62,7 +62,7 @@ def flash_command(bitstream: str | os.PathLike, board: str, *, permanent: bool =
     Raises
     ------
     ValueError
-        No such board or file, a file that is no bitstream of the board's family, or a board that
+        No such board or file, a file that is no bitstream of the board's device, or a board that
         cannot be written in this way.
     """
     target, path = find_board(board), Path(bitstream)
@@ -70,6 +70,10 @@ def flash_command(bitstream: str | os.PathLike, board: str, *, permanent: bool =
         raise ValueError(f"{path}: no such file")
     if path.suffix != target.family.suffix:
         raise ValueError(f"{path}: bitstreams of {board} are called *{target.family.suffix}")
+    device = target.family.device_of(path.read_bytes())
+    if device is not None and device != target.platform.device:
+        raise ValueError(f"{path}: a bitstream for {device}, but {board} has "
+                         f"{target.platform.device}")
     arguments = target.flash if permanent else target.sram
     if arguments is None:
         raise ValueError(

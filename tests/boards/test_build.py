@@ -75,6 +75,7 @@ def test_build(tmp_path, monkeypatch, capsys):
     contents = bitstream.read_bytes()
     assert b"\xff\xff\xbd\xb3" in contents[:200]
     assert len(contents) > 10_000
+    assert ECP5.device_of(contents) == "LFE5U-85F"
     assert not list(tmp_path.rglob("*.part"))
 
     # Another model in the same engine only needs the packer; each bitstream holds its own.

@@ -123,10 +123,15 @@ def test_missing_programmer(monkeypatch, tmp_path, bitstream, capfd):
 
 
 def test_arguments_are_checked(bitstream, tmp_path):
+    other = tmp_path / "other.bit"
+    other.write_bytes(b"\xff\x00Part: LFE5U-25F-6CABGA381\x00\xff\xff\xbd\xb3")
+    assert flash_command(other, "ulx3s-25f")[-1] == str(other)
     for arguments, message in (
         ((tmp_path / "no.bit", "ulx3s-85f"), f"{tmp_path / 'no.bit'}: no such file"),
         ((bitstream("ulx3s-85f"), "icebreaker"),
          f"{tmp_path / 'some top.bit'}: bitstreams of icebreaker are called *.bin"),
+        ((other, "ulx3s-85f"),
+         f"{other}: a bitstream for LFE5U-25F, but ulx3s-85f has LFE5U-85F"),
         ((bitstream("ulx3s-85f"), "nexys"), "no board is called 'nexys'; there are: "),
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}"):

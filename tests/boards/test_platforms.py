@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from amaranth.build import ResourceError
@@ -15,8 +16,12 @@ from openese.boards.build import KEEP, build
 from openese.boards.platforms import BOARDS
 from openese.boards.top import Top
 from openese.boards.uart import divisor
+from openese.commands import DATA
 from openese.hdl.export import dedupe, take_memories
+from openese.model.compile import compile_network
 from openese.model.config import PRESETS
+from openese.model.ese_file import load
+from openese.model.quantise import quantise
 from openese.model.resources import engine_memories
 
 #: Block RAMs of the link.
@@ -85,6 +90,26 @@ def test_presets():
     # A preset that the board tells is looked up by its name.
     assert all(BOARDS[name].config == preset for name, preset in PRESETS.items()
                if name in BOARDS)
+
+
+def test_table_of_the_documentation():
+    table = Path(__file__).parents[2].joinpath("docs", "boards.md").read_text()
+    rows = re.findall(r"^\| `(\S+)` \| (.*?) \| (\d+) PEs x ([\d,]+) entries.*\| ([\d.]+) MHz \|",
+                      table, re.M)
+    assert rows == [(board.name, board.device, str(board.config.n_pes),
+                     f"{board.config.spmat_depth:,}", f"{board.target_mhz:g}")
+                    for board in BOARDS.values()]
+
+
+@pytest.mark.parametrize("name", [n for n, b in BOARDS.items() if b.family.name == "ecp5"])
+@pytest.mark.parametrize("model", ["lenet_300_100", "spoken_digits"])
+def test_shipped_models(name, model):
+    """Every ECP5 board runs LeNet-300-100; those with an element-wise unit run the LSTM too."""
+    config = BOARDS[name].config
+    network = load(DATA / f"{model}.ese")
+    if network.recurrent and not config.recurrent:
+        return
+    assert compile_network(quantise(network, config), config).config == config
 
 
 def test_orangecrab_has_no_serial_line_of_its_own():
