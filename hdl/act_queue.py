@@ -21,6 +21,9 @@ class ActQueue(wiring.Component):
     refuse a column: `almost_full` rises at ``queue_depth`` columns and the slots above that hold
     what is still on its way (`EngineConfig.queue_capacity`).
 
+    An engine without pointers and without recurrent layers drains between matrices, and what its
+    columns have in common stands still at `i` until then. Only the rest is queued.
+
     Latency: 1 cycle. Throughput: 1 per cycle.
 
     On iCE40 UltraPlus, which has no LUT RAM, the words shift (`ShiftQueue`).
@@ -45,6 +48,7 @@ class ActQueue(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self._config = checked_config(config)
+        self._passed_by = () if config.pointers or config.recurrent else ("route", "spmat")
         layout = start_layout(config)
         super().__init__({
             "i": In(stream.Signature(layout, always_ready=True)),
@@ -55,22 +59,26 @@ class ActQueue(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        width, depth = Shape.cast(start_layout(config)).width, config.queue_capacity
+        depth = config.queue_capacity
+        fields = [name for name, _ in start_layout(config) if name not in self._passed_by]
+        arrives = Cat(Value.cast(self.i.payload[name]) for name in fields)
+        leaves = Cat(Value.cast(self.o.payload[name]) for name in fields)
+        m.d.comb += [self.o.payload[name].eq(self.i.payload[name]) for name in self._passed_by]
         if is_ultraplus(platform):
-            m.submodules.fifo = queue = ShiftQueue(width, depth)
+            m.submodules.fifo = queue = ShiftQueue(len(arrives), depth)
             room = ~queue.filled[-1]
             m.d.comb += [
-                queue.i.valid.eq(self.i.valid), queue.i.payload.eq(self.i.payload.as_value()),
-                self.o.valid.eq(queue.o.valid), self.o.payload.as_value().eq(queue.o.payload),
+                queue.i.valid.eq(self.i.valid), queue.i.payload.eq(arrives),
+                self.o.valid.eq(queue.o.valid), leaves.eq(queue.o.payload),
                 queue.o.ready.eq(self.o.ready),
                 self.almost_full.eq(queue.filled[config.queue_depth - 1]),
             ]
         else:
-            m.submodules.fifo = queue = fifo.SyncFIFO(width=width, depth=depth)
+            m.submodules.fifo = queue = fifo.SyncFIFO(width=len(arrives), depth=depth)
             room = queue.w_rdy
             m.d.comb += [
-                queue.w_en.eq(self.i.valid), queue.w_data.eq(self.i.payload.as_value()),
-                self.o.valid.eq(queue.r_rdy), self.o.payload.as_value().eq(queue.r_data),
+                queue.w_en.eq(self.i.valid), queue.w_data.eq(arrives),
+                self.o.valid.eq(queue.r_rdy), leaves.eq(queue.r_data),
                 queue.r_en.eq(self.o.ready),
                 self.almost_full.eq(queue.level >= config.queue_depth),
             ]

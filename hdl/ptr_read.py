@@ -1,7 +1,7 @@
 """Pointer read: from a column number to where its entries start (EIE, section IV)."""
 
 from amaranth import *
-from amaranth.lib import memory, stream, wiring
+from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from openese.model.config import PTR_READ_LATENCY, EngineConfig
@@ -26,7 +26,8 @@ class PtrRead(wiring.Component):
     beside its start and the entries carry a flag, so one read is enough. An engine without
     pointers passes every column on, the first of each matrix with its address.
 
-    Latency: ``PTR_READ_LATENCY`` = 2 cycles. Throughput: 1 column per cycle.
+    Latency: `EngineConfig.ptr_read_latency` cycles: ``PTR_READ_LATENCY`` = 2, and 0 without
+    pointers. Throughput: 1 column per cycle.
 
     Parameters
     ----------
@@ -75,53 +76,63 @@ class PtrRead(wiring.Component):
         if config.recurrent:
             opens |= self.i.valid & (message.kind == Kind.FEED)
 
+        route = Signal(route_layout(config), reset_less=True)
+        with m.If(opens):
+            m.d.sync += route.eq(args.scan.route)
+        fence = Const(0)
+        if config.recurrent:
+            fence = self.i.valid & (message.kind == Kind.CELL)
+        if config.pointers:
+            self._read(m, column, fence, route)
+            return m
+
+        # There is nothing to look up.
+        start, restart = Signal(config.spmat_addr_bits, reset_less=True), Signal()
+        with m.If(opens):
+            m.d.sync += [start.eq(args.scan.spmat), restart.eq(1)]
+        with m.Elif(column):
+            m.d.sync += restart.eq(0)
+        m.d.comb += [
+            self.o.valid.eq(column | fence), out.values.eq(args.act.values), out.route.eq(route),
+            out.spmat.eq(start), out.restart.eq(restart),
+        ]
+        if config.recurrent:
+            m.d.comb += out.fence.eq(fence)
+        return m
+
+    def _read(self, m: Module, column: Value, fence: Value, route: data.View) -> None:
+        """The memory, and the two cycles that a column and its company wait for it."""
+        config = self._config
+        message, args, out = self.i.payload, self.i.payload.args, self.o.payload
+        m.submodules.words = words = memory.Memory(self.words)
+        write, read = words.write_port(), words.read_port()
+        load = self.i.valid & (message.kind == Kind.LOAD_PTR) & (args.load.pe == self.id)
+        ptr = Signal(ptr_layout(config), reset_less=True)
+        m.d.comb += [
+            write.en.eq(load), write.addr.eq(args.load.addr), write.data.eq(args.load.data),
+            read.addr.eq(args.act.ptr), out.ptr.eq(ptr),
+        ]
+        m.d.sync += ptr.eq(read.data)
+
         reading, found = Signal(), Signal()
         values_0 = Signal(values_layout(config), reset_less=True)
         values_1 = Signal(values_layout(config), reset_less=True)
-        m.d.sync += [
-            reading.eq(column), values_0.eq(args.act.values),
-            found.eq(reading), values_1.eq(values_0),
-        ]
         # A route is that of the message before a column; it goes along with the column because
         # the next message may be right behind.
-        route = [Signal(route_layout(config), reset_less=True, name=f"route_{k}")
-                 for k in range(3)]
-        with m.If(opens):
-            m.d.sync += route[0].eq(args.scan.route)
-        m.d.sync += [route[1].eq(route[0]), route[2].eq(route[1])]
-        m.d.comb += [out.values.eq(values_1), out.route.eq(route[2])]
-
-        if config.pointers:
-            m.submodules.words = words = memory.Memory(self.words)
-            write, read = words.write_port(), words.read_port()
-            load = self.i.valid & (message.kind == Kind.LOAD_PTR) & (args.load.pe == self.id)
-            ptr = Signal(ptr_layout(config), reset_less=True)
-            m.d.comb += [
-                write.en.eq(load), write.addr.eq(args.load.addr), write.data.eq(args.load.data),
-                read.addr.eq(args.act.ptr), out.ptr.eq(ptr),
-            ]
-            m.d.sync += ptr.eq(read.data)
-            passes = found & (ptr.length != 0)
-        else:
-            start = [Signal(config.spmat_addr_bits, reset_less=True, name=f"start_{k}")
-                     for k in range(3)]
-            restart = [Signal(name=f"restart_{k}") for k in range(3)]
-            with m.If(opens):
-                m.d.sync += [start[0].eq(args.scan.spmat), restart[0].eq(1)]
-            with m.Elif(column):
-                m.d.sync += restart[0].eq(0)
-            m.d.sync += [start[1].eq(start[0]), start[2].eq(start[1]),
-                         restart[1].eq(restart[0]), restart[2].eq(restart[1])]
-            m.d.comb += [out.spmat.eq(start[2]), out.restart.eq(restart[2])]
-            passes = found
-
-        m.d.comb += [self.o.valid.eq(passes), self.busy.eq(reading | found)]
+        route_1 = Signal.like(route, reset_less=True)
+        route_2 = Signal.like(route, reset_less=True)
+        m.d.sync += [
+            reading.eq(column), values_0.eq(args.act.values), route_1.eq(route),
+            found.eq(reading), values_1.eq(values_0), route_2.eq(route_1),
+        ]
+        m.d.comb += [
+            out.values.eq(values_1), out.route.eq(route_2),
+            self.o.valid.eq(found & (ptr.length != 0)), self.busy.eq(reading | found),
+        ]
         if config.recurrent:
             fence_0, fence_1 = Signal(), Signal()
-            m.d.sync += [
-                fence_0.eq(self.i.valid & (message.kind == Kind.CELL)), fence_1.eq(fence_0)]
+            m.d.sync += [fence_0.eq(fence), fence_1.eq(fence_0)]
             m.d.comb += [
-                self.o.valid.eq(passes | fence_1), out.fence.eq(fence_1),
+                self.o.valid.eq((found & (ptr.length != 0)) | fence_1), out.fence.eq(fence_1),
                 self.busy.eq(reading | found | fence_0 | fence_1),
             ]
-        return m

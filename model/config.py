@@ -264,9 +264,14 @@ class EngineConfig:
         return self.fan_levels + 1
 
     @property
+    def ptr_read_latency(self) -> int:
+        """From a column at a PE's pointer memory to its pointer; nothing is read without one."""
+        return PTR_READ_LATENCY if self.pointers else 0
+
+    @property
     def arrival_latency(self) -> int:
         """From the sequencer's decision to the column being counted in the activation queue."""
-        return self.broadcast_latency + PTR_READ_LATENCY + 1
+        return self.broadcast_latency + self.ptr_read_latency + 1
 
     @property
     def queue_capacity(self) -> int:

@@ -24,7 +24,6 @@ from openese.model.config import (
     ACC_LATENCY,
     DECODE_LATENCY,
     MULTIPLY_LATENCY,
-    PTR_READ_LATENCY,
     SPMAT_READ_LATENCY,
     WRITE_BACK_LATENCY,
     EngineConfig,
@@ -208,7 +207,7 @@ class _Pes:
 
     def column(self, cycle: int, lengths: NDArray[np.int64] | None, begins: bool) -> None:
         """A column is broadcast in this cycle, or a fence (``None``)."""
-        self._seem_busy(cycle + self._config.broadcast_latency + PTR_READ_LATENCY)
+        self._seem_busy(cycle + self._config.broadcast_latency + self._config.ptr_read_latency)
         self._arriving.append((cycle + self._config.arrival_latency, lengths, begins))
 
     def fence(self, cycle: int) -> None:

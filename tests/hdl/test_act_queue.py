@@ -140,3 +140,18 @@ def test_reset_empties_the_queue():
 def test_constructor_errors():
     with pytest.raises(TypeError, match=r"^config must be an EngineConfig, not 8$"):
         ActQueue(8)
+
+
+def test_without_pointers_a_matrix_stands_at_the_input():
+    """Route and address are those at the input; activations and restarts are queued."""
+    config = SMALL.with_(pointers=False)
+    route = {"codebook": 2, "code_sel": 1}
+
+    def column(k: int, spmat: int) -> dict:
+        return {"values": [k - 2], "route": route, "spmat": spmat, "restart": int(k == 0)}
+
+    waiting = [{"i.valid": 1, "i.payload": column(k, 17), "o.ready": 0} for k in range(4)]
+    taken = [{"i.payload": column(9, 18), "o.ready": 1}] * 5
+    trace = play(ActQueue(config), waiting + taken, ["o.valid", "o.payload"])
+    first = [(cycle, column(0, 17)) for cycle in (1, 2, 3)]
+    assert transfers(trace, "o") == first + [(4 + k, column(k, 18)) for k in range(4)]

@@ -161,7 +161,7 @@ def test_without_pointers_the_first_column_says_where_its_matrix_begins():
         script += [{"i.valid": 1, "i.payload": write_message(Kind.CELL, rows=1)}] * (columns == 2)
         script += [{}] * (spmat % 2)
         for k in range(columns):
-            expected.append((len(script) + PTR_READ_LATENCY, spmat, int(k == 0), [k - 1]))
+            expected.append((len(script) + config.ptr_read_latency, spmat, int(k == 0), [k - 1]))
             script += [{"i.valid": 1, "i.payload": {
                 "kind": Kind.ACT, "args": {"act": {"values": [k - 1]}}}}, *[{}] * (k % 2)]
         # A fence neither begins a matrix nor keeps a column from doing so.
