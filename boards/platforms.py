@@ -24,6 +24,7 @@ from .ecp5 import ECP5
 from .family import Family
 from .gowin import GW1N, GW2A, TangNano20kPlatform
 from .ice40 import ICE40
+from .protocol import BUFFER_BYTES, SENT_BYTES
 
 __all__ = ["BOARDS", "Board"]
 
@@ -60,6 +61,8 @@ class Board:
         Rate of the serial link.
     uart
         Number of the ``uart`` resource that leads to the host.
+    buffer_bytes, sent_bytes
+        What the link keeps of what came, and of what it sent.
     holds_model
         Whether a bitstream can hold a model; not where weights are in memory that is empty at
         power-up.
@@ -78,6 +81,8 @@ class Board:
     flash: tuple[str, ...] | None
     baud: int = 1_000_000
     uart: int = 0
+    buffer_bytes: int = BUFFER_BYTES
+    sent_bytes: int = SENT_BYTES
     holds_model: bool = True
 
 
@@ -133,9 +138,10 @@ BOARDS: dict[str, Board] = {board.name: board for board in (
         sram=("-b", "ecpix5", "-m"), flash=("-b", "ecpix5", "-f")),
     # Matrices are in SPRAM, which has no contents at power-up: this engine is loaded by the link.
     Board("icebreaker", ICEBreakerPlatform, ICE40, "iCE40UP5K, package SG48", 30, EngineConfig(
-        n_pes=4, queue_depth=1, spmat_depth=16384, bias_depth=64, act_depth=256, acc_depth=128,
-        pointers=False), 24.0, "USB serial (second port of the FT2232H)", _LEDS,
-        sram=None, flash=("-b", "ice40_generic", "-f"), holds_model=False),
+        n_pes=4, queue_depth=1, spmat_depth=16384, bias_depth=128, act_depth=512, acc_depth=128,
+        act_bits=13, weight_bits=12, acc_bits=28, bias_bits=16, pointers=False), 24.0,
+        "USB serial (second port of the FT2232H)", _LEDS, sram=None,
+        flash=("-b", "ice40_generic", "-f"), buffer_bytes=512, sent_bytes=256, holds_model=False),
     Board("tang-nano-9k", TangNano9kPlatform, GW1N, "Gowin GW1NR-9C, grade C6/I5", 26, EngineConfig(
         n_pes=2, spmat_depth=14336, ptr_depth=2048, bias_depth=512, act_depth=1024, acc_depth=512,
         input_lanes=2), 54.0, "USB serial (second port of the BL702)", _LEDS,

@@ -135,8 +135,10 @@ class Top(Elaboratable):
         cycles = divisor(self.pll.output_hz, board.baud if baud is None else baud)
         identification = Identification.of(
             config, image, board=board.name, preset=board.name if config == board.config else "",
-            clock_hz=round(self.pll.output_hz), build=build, divisor=cycles)
-        self._engine = SerialEngine(config, cycles, image, identification=identification)
+            clock_hz=round(self.pll.output_hz), build=build, divisor=cycles,
+            buffer_bytes=board.buffer_bytes)
+        self._engine = SerialEngine(config, cycles, image, identification=identification,
+                                    sent_bytes=board.sent_bytes)
 
     def elaborate(self, platform: Platform):
         m = Module()
