@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass
+from math import ceil, floor
 from pathlib import Path
 
 from amaranth import *
@@ -79,16 +80,17 @@ class Ice40PllSettings:
             if not DETECTOR_RANGE[0] <= detector <= DETECTOR_RANGE[1]:
                 continue
             for exponent in OUTPUT_EXPONENTS:
-                feedback_div = round(output_hz * 2**exponent / detector)
-                if not 1 <= feedback_div <= MAX_FEEDBACK_DIV:
-                    continue
-                oscillator = detector * feedback_div
-                made = oscillator / 2**exponent
-                if (VCO_RANGE[0] <= oscillator <= VCO_RANGE[1]
-                        and OUTPUT_RANGE[0] <= made <= OUTPUT_RANGE[1]):
-                    error = round(abs(made / output_hz - 1), 9)
-                    found.append((error, input_div, exponent,
-                                  cls(input_hz, made, input_div, feedback_div, exponent)))
+                wanted = output_hz * 2**exponent / detector
+                # The nearer of the two may put the oscillator out of its range.
+                for feedback_div in (floor(wanted), ceil(wanted)):
+                    oscillator = detector * feedback_div
+                    made = oscillator / 2**exponent
+                    if (1 <= feedback_div <= MAX_FEEDBACK_DIV
+                            and VCO_RANGE[0] <= oscillator <= VCO_RANGE[1]
+                            and OUTPUT_RANGE[0] <= made <= OUTPUT_RANGE[1]):
+                        error = round(abs(made / output_hz - 1), 9)
+                        found.append((error, input_div, exponent,
+                                      cls(input_hz, made, input_div, feedback_div, exponent)))
         error, _, _, best = min(found, key=lambda choice: choice[:3], default=(1, 0, 0, None))
         if error > 0.02:
             raise ValueError(f"the PLL cannot make {output_hz / 1e6:g} MHz from "
