@@ -119,6 +119,13 @@ def engine_memories(config: EngineConfig) -> list[EngineMemory]:
 def _elementwise_memories(config: EngineConfig) -> list[EngineMemory]:
     channels, bits = config.channels, config.act_bits
     values, steps = activation_table(bits)
+    if config.serial_cells:
+        peepholes = [EngineMemory("peepholes", 1, config.peephole_depth, 3 * bits)]
+        return [
+            EngineMemory("cell states and gates", 1, -(-config.state_depth // 4) * 4 + 4, bits),
+            *(peepholes if config.peephole_depth else []),
+            EngineMemory("tanh", 1, len(values), bits),
+            EngineMemory("steps of the cells", 1, 198 if config.peephole_depth else 118, 14)]
     word = unit_frac(bits) + max(1, int(max(steps)).bit_length())
     memories = [EngineMemory("cell states", 1, config.state_depth, channels * bits, channels)]
     if channels > 1:

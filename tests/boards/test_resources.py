@@ -24,6 +24,7 @@ LSTM = EngineConfig(n_pes=2, state_depth=48, peephole_depth=20, acc_bits=36, shi
 CONFIGS = [
     PRESETS["demo"], LSTM, LSTM.with_(channels=3, pointers=False),
     LSTM.with_(direct_weights=True, code_bits=12, entry_bits=17, peephole_depth=0, n_pes=5),
+    LSTM.with_(serial_cells=True), LSTM.with_(serial_cells=True, state_depth=5, peephole_depth=0),
 ]
 
 

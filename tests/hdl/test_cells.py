@@ -11,7 +11,9 @@ from amaranth.hdl import Module
 from amaranth.lib import wiring
 
 from openese.hdl.cells import Cells
+from openese.hdl.cells_serial import SerialCells
 from openese.hdl.elementwise import ElementWise
+from openese.hdl.elementwise_serial import serial_cycles, token_latency
 from openese.hdl.gather import GatherTree
 from openese.hdl.layouts import Kind
 from openese.model import elementwise
@@ -22,12 +24,15 @@ from .helpers import SMALL, load_message, plain, recurrent, simulate
 
 CONFIG = recurrent(n_pes=4, act_depth=60, acc_depth=60, state_depth=60, peephole_depth=60)
 
+both_kinds = pytest.mark.parametrize("serial", [False, True], ids=["parallel", "serial"])
+
 
 class Bench(wiring.Component):
-    """`Cells` behind the gather tree."""
+    """`Cells` or `SerialCells` behind the gather tree."""
 
     def __init__(self, config, peepholes=()):
-        self.cells, self.gather = Cells(config, peepholes), GatherTree(config)
+        kind = SerialCells if config.serial_cells else Cells
+        self.cells, self.gather = kind(config, peepholes), GatherTree(config)
         super().__init__({})
 
     def elaborate(self, platform):
@@ -83,12 +88,12 @@ class Run:
         values = {}  # (cycle, PE) -> activations of all channels
         counts = [0] * config.n_pes
 
-        def drain(task: Task, cycle: int) -> None:
-            """A token: every PE gives the values of its next unit."""
-            for pe in range(config.n_pes):
+        def drain(task: Task, first: int, pes: range) -> None:
+            """A token: one PE after the other gives the values of its next unit."""
+            for cycle, pe in enumerate(pes, first):
                 unit = counts[pe] * config.n_pes + pe
                 for k in range(task.fields["gates"] + 1):
-                    at = cycle + pe + WRITE_BACK_LATENCY + k
+                    at = cycle + WRITE_BACK_LATENCY + k
                     assert (at, pe) not in values, "tokens too close to each other"
                     values[at, pe] = task.gates[unit, k].tolist()
                 counts[pe] += 1
@@ -130,7 +135,8 @@ class Run:
                 if ctx.get(cells.o_token):
                     assert cycle >= fence, "a token before the fence has fallen"
                     self.tokens.append(cycle)
-                    drain(self.task, cycle)
+                    pe = ctx.get(cells.o_pe) if config.serial_cells else None
+                    drain(self.task, cycle, range(config.n_pes) if pe is None else [pe])
                 if ctx.get(cells.idle):
                     assert not ctx.get(cells.o_act.valid), "idle with a result under way"
                     assert not ctx.get(cells.o_feed.valid), "idle with a result under way"
@@ -227,8 +233,9 @@ WHERE = [{"to_feed": 1}, {"to_out": 1}, {"to_act": 1}, {"to_act": 1, "to_feed": 
 
 @pytest.mark.parametrize("n_pes", [1, 3, 4, 5, 8, 9])
 @pytest.mark.parametrize("where", WHERE, ids=lambda where: "+".join(where))
-def test_results_go_where_the_instruction_says(n_pes, where):
-    config = CONFIG.with_(n_pes=n_pes)
+@both_kinds
+def test_results_go_where_the_instruction_says(n_pes, where, serial):
+    config = CONFIG.with_(n_pes=n_pes, serial_cells=serial)
     tasks = [Task(config, seed=k, rows=rows, rem=rem, gates=gates, act=7 * k, state=10 * k, **where)
              for k, (rows, rem, gates) in enumerate([
                  (2, n_pes, 0), (1, 1, 3), (3, max(1, n_pes - 1), 3), (2, 1, 0)])]
@@ -237,9 +244,10 @@ def test_results_go_where_the_instruction_says(n_pes, where):
 
 
 @pytest.mark.parametrize(("n_pes", "lanes"), [(4, 1), (4, 2), (4, 4), (6, 3), (8, 4), (8, 8)])
-def test_beats_of_several_lanes(n_pes, lanes):
+@both_kinds
+def test_beats_of_several_lanes(n_pes, lanes, serial):
     """A beat goes when its last lane is full, or with the last result of a row."""
-    config = CONFIG.with_(n_pes=n_pes, input_lanes=lanes)
+    config = CONFIG.with_(n_pes=n_pes, input_lanes=lanes, serial_cells=serial)
     for rem in range(1, n_pes + 1):
         tasks = [Task(config, seed=rem, rows=3, rem=rem, act=20, to_act=1),
                  Task(config, seed=rem + 50, rows=1, rem=rem, act=3, to_act=1, gates=3)]
@@ -266,9 +274,33 @@ def test_one_unit_per_cycle(n_pes, gates):
         first + period * row + pe for row in range(rows) for pe in range(n_pes)]
 
 
+@pytest.mark.parametrize("cell", list(Cell), ids=lambda cell: cell.name)
+@pytest.mark.parametrize("n_pes", [1, 3, 9])
+def test_serial_units_one_after_the_other(n_pes, cell):
+    """A token per unit, to one PE, so that gates are there when the unit before is done."""
+    config = CONFIG.with_(n_pes=n_pes, serial_cells=True)
+    gates = 3 if cell in (Cell.LSTM, Cell.GRU) else 0
+    shift = 2 if cell == Cell.LSTM else 0
+    run = Run(config, [Task(config, cell=cell, cell_shift=shift, rows=3, rem=n_pes, gates=gates,
+                            to_feed=1)])
+    start, length = run.starts[0], serial_cycles(config, cell, cell_shift=shift)
+    until_token = serial_cycles(config, cell, cell_shift=shift, until_token=True)
+    # Steps begin two cycles after the last gate, or the cycle after the result before is taken.
+    token, begin, tokens, results = start + config.drain_wait + 1, 0, [], []
+    for _ in range(3 * n_pes):
+        tokens.append(token)
+        begin = max(token - 1 + token_latency(config) + gates + 2,
+                    results[-1] + 1 if results else 0)
+        results.append(begin + length)
+        token = begin + until_token + 1
+    assert run.tokens == tokens
+    assert [cycle for cycle, _ in run.feed] == results
+
+
 @pytest.mark.parametrize("fence", [0, 1, 2, 30])
-def test_tokens_wait_for_the_fence(fence):
-    config = CONFIG.with_(n_pes=9)
+@both_kinds
+def test_tokens_wait_for_the_fence(fence, serial):
+    config = CONFIG.with_(n_pes=9, serial_cells=serial)
     run = Run(config, [Task(config, rows=2, rem=3, to_out=1, fence=fence)])
     assert run.tokens[0] == run.starts[0] + config.drain_wait + fence + 1
 
@@ -290,11 +322,11 @@ def test_tokens_stop_while_results_wait(n_pes):
     check(run, tasks, model(tasks, config))
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize(("channels", "serial"), [(1, False), (2, False), (3, False), (1, True)])
 @pytest.mark.parametrize("cell", list(Cell), ids=lambda cell: cell.name)
-def test_cells_over_several_steps(cell, channels):
+def test_cells_over_several_steps(cell, channels, serial):
     """Two layers with states of their own take turns; channels are idle now and then."""
-    config = CONFIG.with_(n_pes=5, channels=channels)
+    config = CONFIG.with_(n_pes=5, channels=channels, serial_cells=serial)
     gates = 3 if cell in (Cell.LSTM, Cell.GRU) else 0
     rng = np.random.default_rng(cell)
     tasks = []
@@ -327,13 +359,14 @@ def test_cells_over_several_steps(cell, channels):
     assert (cells != before).any() == (cell in (Cell.LSTM, Cell.GRU))
 
 
-def test_saturated_cell_states_are_counted():
-    config = CONFIG.with_(channels=2)
+@pytest.mark.parametrize(("channels", "serial"), [(2, False), (1, True)])
+def test_saturated_cell_states_are_counted(channels, serial):
+    config = CONFIG.with_(channels=channels, serial_cells=serial)
     # Forget and input gates open, a candidate of the state's sign: it grows beyond its rail.
     task = Task(config, cell=Cell.LSTM, gates=3, rows=1, rem=3, to_out=1, active=0b01)
     task.gates[:] = 32767
     loads = [load_message(Kind.LOAD_CELL, 0, unit, 32000, channel=c)
-             for unit in range(4) for c in range(2)]
+             for unit in range(4) for c in range(channels)]
     run = Run(config, [task], loads=loads)
     # Three units of the channel that has a step; the unit that does not exist is not counted.
     assert sum(count for _, count in run.saturated) == 3
@@ -343,12 +376,13 @@ def test_saturated_cell_states_are_counted():
 
 @pytest.mark.parametrize("out_stalls", [0.0, 0.7])
 @pytest.mark.parametrize(("rows", "rem"), [(1, 1), (1, 4), (3, 2), (15, 4)])
-def test_states_in_order(rows, rem, out_stalls):
-    config = CONFIG.with_(channels=2)
+@pytest.mark.parametrize(("channels", "serial"), [(2, False), (1, True)])
+def test_states_in_order(rows, rem, out_stalls, channels, serial):
+    config = CONFIG.with_(channels=channels, serial_cells=serial)
     rng = np.random.default_rng(rows)
-    states = rng.integers(-32768, 32768, (60, 2))
+    states = rng.integers(-32768, 32768, (60, channels))
     loads = [load_message(Kind.LOAD_CELL, 0, unit, int(states[unit, c]) & 0xFFFF, channel=c)
-             for unit in range(60) for c in range(2)]
+             for unit in range(60) for c in range(channels)]
     begin = 0 if rows == 15 else 5
     task = Task(config, op=Op.STATE, rows=rows, rem=rem, state=begin)
     run = Run(config, [task, task], loads=loads, out_stalls=out_stalls)
@@ -358,8 +392,9 @@ def test_states_in_order(rows, rem, out_stalls):
     assert run.feed == run.beats == run.tokens == []
 
 
-def test_idle_is_low_from_start_to_the_last_destination():
-    config = CONFIG.with_(n_pes=5)
+@both_kinds
+def test_idle_is_low_from_start_to_the_last_destination(serial):
+    config = CONFIG.with_(n_pes=5, serial_cells=serial)
     tasks = [Task(config, rows=2, rem=2, gates=3, to_act=1, to_out=1),
              Task(config, op=Op.STATE, rows=1, rem=3), Task(config, rows=1, rem=1, to_feed=1)]
     run = Run(config, tasks, out_stalls=0.8, feed_stalls=0.8, seed=4)
@@ -381,4 +416,8 @@ def test_constructor_errors():
     with pytest.raises(ValueError, match=r"^peephole word 0 must be an integer from 0 to "
                                          r"281474976710655 \(48 bits\), not -1$"):
         Cells(CONFIG, [-1])
+    for config in (SMALL.with_(serial_cells=True), CONFIG):
+        with pytest.raises(ValueError, match=r"^config must have a serial element-wise unit: "
+                                             r"serial_cells, and state_depth of 1 or more$"):
+            SerialCells(config)
     assert not SMALL.recurrent

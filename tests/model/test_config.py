@@ -18,7 +18,7 @@ LIMITS = {
     "bias_guard": (1, 8), "input_lanes": (1, 8), "channels": (1, 32), "state_depth": (0, 65536),
     "peephole_depth": (0, 65536),
 }
-FLAGS = ["direct_weights", "pointers"]
+FLAGS = ["direct_weights", "pointers", "serial_cells"]
 # What must change with a size for it to reach its limit.
 ALONG = {
     ("entry_bits", 2): {"code_bits": 1, "min_code_bits": 1},
@@ -76,6 +76,16 @@ def test_recurrent_engines():
     with pytest.raises(ValueError, match=r"^peephole_depth must be at most state_depth \(2\), "
                                          r"not 3$"):
         EngineConfig(n_pes=1, state_depth=2, peephole_depth=3)
+
+
+def test_serial_cells():
+    assert EngineConfig(n_pes=8).gate_lanes == 4
+    config = EngineConfig(n_pes=8, state_depth=9, serial_cells=True)
+    assert config.gate_lanes == 1
+    with pytest.raises(ValueError, match=r"^channels must be 1 with serial_cells, not 2$"):
+        config.with_(channels=2)
+    with pytest.raises(ValueError, match=r"^act_bits must be 13 to 17 with serial_cells, not 12$"):
+        config.with_(act_bits=12)
 
 
 def test_sizes_that_exclude_each_other():
