@@ -120,10 +120,6 @@ def _of_family(title: str, engine: Callable[[int | None], EngineConfig],
                   pins)
 
 
-#: What fits a GW2A-18 with its 46 block RAMs.
-GW2A_ENGINE = EngineConfig(n_pes=8, spmat_depth=4096, ptr_depth=1024, bias_depth=64, act_depth=128,
-                           acc_depth=64)
-
 DEVICES: dict[str, Device] = {
     # A LUT RAM of 16 x 4 takes the LUTs of three slices, one for writing: as nextpnr counts it.
     "ecp5": _of_family("LFE5U-85F, speed 6", _ese, ULX3S_85F_Platform, ECP5, {
@@ -136,7 +132,8 @@ DEVICES: dict[str, Device] = {
         "luts": {"SB_LUT4": 1}, "ffs": {"SB_DFF*": 1}, "brams": {"SB_RAM40_4K*": 1},
         "multipliers": {"SB_MAC16": 1}},
         "--up5k", "--package", "sg48", "--pcf-allow-unconstrained"),
-    "gw2a": _of_family("GW2A-18", _sized(GW2A_ENGINE), TangNano20kPlatform, GW2A, {
+    "gw2a": _of_family("GW2A-18", _sized(BOARDS["tang-nano-20k"].config),
+                       TangNano20kPlatform, GW2A, {
         "luts": {"LUT[1-4]": 1, "INV": 1, "ALU": 1, "RAM16S*4": 4}, "ffs": {"DFF*": 1},
         "brams": {"SDP*": 1, "DP*": 1, "SP": 1, "SPX9": 1, "pROM*": 1},
         "multipliers": {"MULT*": 1}},
@@ -148,8 +145,7 @@ DEVICES: dict[str, Device] = {
     "ku060": Device(
         "XCKU060 (synthesis only)", _ese, None,
         "synth_xilinx -top top -family xcu -flatten -noiopad -noclkbuf",
-        # abc9 fails where names of wires of a module that is not flattened meet its own.
-        (ECP5.prepare[0], "rename -hide w:*"), {
+        (ECP5.prepare[0],), {
             "luts": {"LUT[1-6]": 1, "INV": 1, "SRL*": 1, "RAM32M16": 8, "RAM64M8": 8,
                      "RAM32M": 4, "RAM64M": 4, "RAM256X1D": 8, "RAM128X1D": 4, "RAM*X1D": 2,
                      "RAM*X1S": 1},
@@ -362,7 +358,8 @@ def _keep(text: str) -> list[str]:
 
 def _synthesis(text: str, device: Device, keep: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """Commands and files for Yosys."""
-    return (["read_rtlil top.il", *device.prepare, device.synthesis],
+    # abc9 fails where names of wires of a module that is not flattened meet its own.
+    return (["read_rtlil top.il", *device.prepare, "rename -hide w:*", device.synthesis],
             {"top.il": dedupe(text, keep=keep)})
 
 

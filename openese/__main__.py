@@ -187,8 +187,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--pes", type=int, default=64, metavar="N",
                      help="processing elements (default 64)")
     sub.add_argument("--mhz", type=float, metavar="MHZ",
-                     help="clock of the engine (default: what one of 64 PEs reaches, "
-                     "bench/results/area.md)")
+                     help="clock of the engine (default 100)")
     sub.add_argument("--threads", type=_numbers, metavar="N,N",
                      help="threads of PyTorch (default 1 and all cores)")
     sub.add_argument("--seconds", type=float, default=0.4, metavar="S",
