@@ -24,8 +24,10 @@ from openese.hdl.accumulate import Accumulate
 from openese.hdl.act_memory import ActMemory
 from openese.hdl.act_queue import ActQueue
 from openese.hdl.cells import Cells
+from openese.hdl.cells_serial import SerialCells
 from openese.hdl.decode import Decode
 from openese.hdl.elementwise import ElementWise
+from openese.hdl.elementwise_serial import SerialElementWise
 from openese.hdl.engine import Engine
 from openese.hdl.export import dedupe, run_yosys, to_rtlil
 from openese.hdl.fan import Relay
@@ -180,7 +182,9 @@ def units_of(config: EngineConfig) -> dict[str, Callable[[], wiring.Component]]:
     if not config.pointers:
         del units["ptr_read"]
     if config.recurrent:
-        units |= {"elementwise": lambda: ElementWise(config), "cells": lambda: Cells(config),
+        elementwise, cells = ((SerialElementWise, SerialCells) if config.serial_cells
+                              else (ElementWise, Cells))
+        units |= {"elementwise": lambda: elementwise(config), "cells": lambda: cells(config),
                   "gather": lambda: GatherTree(config)}
     return units
 

@@ -15,6 +15,7 @@ from openese.sim.simulation import Simulation
 
 SMALL = EngineConfig(n_pes=2, spmat_depth=512, ptr_depth=256, bias_depth=16, act_depth=64,
                      acc_depth=16)
+SERIAL = SMALL.with_(state_depth=16, shift_bits=4, serial_cells=True)
 
 
 @pytest.mark.parametrize(("device", "cells", "counted"), [
@@ -61,7 +62,8 @@ def test_parts_are_the_engine():
     assert weights == sorted(weights, reverse=True)
 
 
-@pytest.mark.parametrize("config", [SMALL, ese_on_chip(2)[1]], ids=["small", "ese"])
+@pytest.mark.parametrize("config", [SMALL, ese_on_chip(2)[1], SERIAL],
+                         ids=["small", "ese", "serial"])
 def test_every_unit_can_be_alone(config):
     """Also those that have ports without bits in some configuration."""
     for name, make in units_of(config).items():
