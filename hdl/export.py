@@ -352,6 +352,35 @@ def run_yosys(script: str | Sequence[str], files: Mapping[str, str | bytes],
         return {name: Path(directory, name).read_text() for name in results}, log
 
 
+_EQUAL_ROWS = re.compile(
+    r"^    (?P<memory>\S+ ?)\[(?P<first>\d+)\] = (?P<value>\S+);\n"
+    r"(?:    (?P=memory)\[\d+\] = (?P=value);\n){3,}", re.M)
+_ROW = re.compile(r"\[(\d+)\] =")
+_INITIAL = re.compile(r"^  initial begin\n(?P<body>(?:    [^\n]*\n)*?)  end\n", re.M)
+
+
+def _short_contents(verilog: str) -> str:
+    """Write runs of equal rows of a memory as a loop: empty memories are most of an engine."""
+
+    def loop(match: re.Match) -> str:
+        rows = [int(row) for row in _ROW.findall(match[0])]
+        if rows != list(range(rows[0], rows[0] + len(rows))):
+            return match[0]
+        return (f"    for (k = {rows[0]}; k < {rows[-1] + 1}; k = k + 1)\n"
+                f"      {match['memory']}[k] = {match['value']};\n")
+
+    def block(match: re.Match) -> str:
+        body = _EQUAL_ROWS.sub(loop, match["body"])
+        if body == match["body"]:
+            return match[0]
+        # A name, because only a named block may declare a variable.
+        name = f"contents_{next(numbers)}"
+        return f"  initial begin : {name}\n    integer k;\n{body}  end\n"
+
+    numbers = itertools.count()
+    return _INITIAL.sub(block, verilog)
+
+
 _DROPPED = re.compile(r"^ *attribute \\(?:generator|top|src|enum_\S+) [^\n]*\n", re.M)
 
 
@@ -386,7 +415,8 @@ def to_verilog(component: wiring.Component, name: str = "top", platform: object 
     """
     text = _DROPPED.sub("", _plain_module_names(dedupe(to_rtlil(component, name, platform),
                                                        keep=keep)))
-    script = ["read_rtlil design.il", "proc -norom", "opt_clean", "memory_collect",
-              "write_verilog -norename design.v"]
+    # Amaranth names every field of a struct, and computes an expression wherever it is written.
+    script = ["read_rtlil design.il", "proc -norom", "opt_expr", "opt_merge", "opt_clean -purge",
+              "memory_collect", "write_verilog -norename design.v"]
     results, _ = run_yosys(script, {"design.il": text}, ["design.v"])
-    return results["design.v"]
+    return _short_contents(results["design.v"])
