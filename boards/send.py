@@ -39,7 +39,7 @@ class SendBuffer(wiring.Component):
     more : ``Out(1)``
         There is one. May be a cycle late.
     data : ``Out(8)``
-        It, if there was ``more``. Valid two cycles after ``next`` or ``rewind``.
+        It, if there was ``more``. Valid three cycles after ``next`` or ``rewind``.
     next : ``In(1)``
         It has been sent.
     rewind : ``In(1)``
@@ -84,8 +84,9 @@ class SendBuffer(wiring.Component):
         m.d.comb += [
             first.eq(identifying & (self.sent < IDENTIFICATION_BYTES)),
             read_port.addr.eq(Cat(self.sent[:bits], first)),
-            self.data.eq(read_port.data),
         ]
+        # Block RAM answers late in a cycle, and there are at least eight for a byte.
+        m.d.sync += self.data.eq(read_port.data)
         with m.If(oldest >= IDENTIFICATION_BYTES):
             m.d.sync += identifying.eq(0)
 
