@@ -33,7 +33,7 @@ __all__ = ["BuildError", "BuildReport", "Netlist", "TimingError", "build", "find
 
 #: Modules that synthesis keeps apart. Flattened, the registers that every PE keeps of the same
 #: broadcast are merged into one, whose net then crosses the device.
-KEEP = ("pe_*", "relay_*")
+KEEP = ("cluster_*", "pe_*", "*relay*")
 
 #: Where the memories are in a routed design.
 PLACES = "memories.json"

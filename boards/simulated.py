@@ -81,11 +81,12 @@ class SerialBench(wiring.Component):
         engine = self._engine
         m.submodules.tx = tx = UartTransmitter(self._divisor)
         m.submodules.rx = rx = UartReceiver(self._divisor)
-        # As in `openese.boards.top.Top`: two domains of one clock, reset apart from each other.
+        # As in `openese.boards.top.Top`: link and engine are reset apart from each other.
         m.submodules.hold_off = hold_off = HoldOff()
         m.submodules.board = DomainRenamer({"board": "sync"})(
-            ResetInserter({"board": hold_off.link, "sync": hold_off.engine})(engine))
+            ResetInserter({"board": hold_off.link})(engine))
         m.d.comb += [
+            engine.reset.eq(hold_off.engine),
             hold_off.restart.eq(engine.is_break),
             engine.rx.eq(tx.tx & ~self.hold), rx.rx.eq(engine.tx),
             self.overrun.eq(engine.overrun | rx.overrun),

@@ -25,7 +25,7 @@ class SerialEngine(wiring.Component):
     """An engine at a serial line.
 
     UART and link are in domain ``board``, the engine is in domain ``sync``. Both have the same
-    clock; the user resets ``sync`` while ``is_break`` is high, so that a host can start afresh
+    clock; the user asserts `reset` while ``is_break`` is high, so that a host can start afresh
     whatever was under way.
 
     Parameters
@@ -44,10 +44,12 @@ class SerialEngine(wiring.Component):
 
     Members
     -------
+    reset : ``In(1)``
+        Of the engine, see `Engine`; ``sync`` needs none.
     rx : ``In(1, init=1)``, tx : ``Out(1, init=1)``
         The line.
     is_break : ``Out(1)``
-        The line is in a break, or the host opens a session: reset ``sync``. High for 16 cycles or
+        The line is in a break, or the host opens a session: assert `reset`. High for 16 cycles or
         more; the reset may come up to 8 cycles late.
     overrun : ``Out(1)``
         A byte came too early and was lost. The host sends it again.
@@ -66,6 +68,7 @@ class SerialEngine(wiring.Component):
         self._link = Link(config, identification, sent_bytes=sent_bytes)
         self._engine = Engine(config, image)
         super().__init__({
+            "reset": In(1),
             "rx": In(1, init=1),
             "tx": Out(1, init=1),
             "is_break": Out(1),
@@ -80,6 +83,7 @@ class SerialEngine(wiring.Component):
         m.submodules.rx = rx = on_board(UartReceiver(self._divisor))
         m.submodules.tx = tx = on_board(UartTransmitter(self._divisor))
         m.d.comb += [
+            engine.reset.eq(self.reset),
             rx.rx.eq(self.rx), self.tx.eq(tx.tx), link.i_break.eq(rx.is_break),
             self.is_break.eq(link.restart), self.overrun.eq(rx.overrun),
         ]
@@ -178,7 +182,7 @@ class Top(Elaboratable):
 
         m.domains.start = start = ClockDomain()
         m.domains.board = board = ClockDomain()
-        m.domains.sync = sync = ClockDomain()
+        m.domains.sync = sync = ClockDomain(reset_less=True)
         # Kept, or the net gets the name of one of its users and the constraint finds nothing.
         clock = Signal(attrs={"keep": 1})
         platform.add_clock_constraint(clock, self.pll.output_hz)
@@ -188,5 +192,5 @@ class Top(Elaboratable):
             clock.eq(pll.clk_out),
             start.clk.eq(clock), board.clk.eq(clock), sync.clk.eq(clock),
             hold_off.restart.eq(restart),
-            board.rst.eq(hold_off.link), sync.rst.eq(hold_off.engine),
+            board.rst.eq(hold_off.link), self._engine.reset.eq(hold_off.engine),
         ]

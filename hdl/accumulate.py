@@ -15,11 +15,11 @@ __all__ = ["Accumulate"]
 class Accumulate(wiring.Component):
     """Adds one product per cycle to the accumulator of its row; drains and clears on demand.
 
-    The accumulator is read one cycle before its product arrives and written one cycle after the
-    sum, so the two youngest sums are forwarded. Widths are proved at compile time: the sum never
+    The accumulator is read one cycle before its product arrives and written in the cycle of the
+    sum, so only the youngest sum is forwarded. Widths are proved at compile time: the sum never
     wraps.
 
-    Latency: ``ACC_LATENCY`` = 2 cycles from product to memory. Throughput: 1 per cycle.
+    Latency: ``ACC_LATENCY`` = 1 cycle from product to memory. Throughput: 1 per cycle.
 
     Parameters
     ----------
@@ -32,7 +32,8 @@ class Accumulate(wiring.Component):
         Row of an entry, one cycle before its product.
     clear : ``In(1)``
         With ``valid``: instead of adding, set the accumulator to zero; its former value is on
-        `drained` in the next cycle. A product for this row must not come in the cycle before.
+        `drained` in the next cycle. The product must be 0, and the cycle before must not have
+        been one for this row.
     product : ``In(signed(act_bits + weight_bits))``
     drained : ``Out(signed(acc_bits))``
     busy : ``Out(1)``
@@ -62,34 +63,26 @@ class Accumulate(wiring.Component):
         m = Module()
         config = self._config
         m.submodules.words = words = memory.Memory(
-            self.words, attrs=small_memory(config.acc_depth))
-        write, read = words.write_port(), words.read_port(domain="comb")
+            self.words, attrs=small_memory(config.acc_depth, platform))
+        write, read = words.write_port(), words.read_port()
 
-        # Stage 1 adds the product; stage 2 holds the sum that is being written.
-        shape = signed(config.acc_bits)
-        valid_1, valid_2 = Signal(), Signal()
-        clear_1 = Signal(reset_less=True)
+        valid_1 = Signal()
+        clear_1, forward = Signal(reset_less=True), Signal(reset_less=True)
         row_1 = Signal(config.acc_addr_bits, reset_less=True)
-        row_2 = Signal(config.acc_addr_bits, reset_less=True)
-        before = Signal(shape, reset_less=True)
-        forward = Signal(reset_less=True)
-        total = Signal(shape, reset_less=True)
-
-        m.d.comb += read.addr.eq(self.row)
-        in_flight = valid_2 & (row_2 == self.row)
+        before, total = Signal(signed(config.acc_bits)), Signal(signed(config.acc_bits))
+        youngest = Signal.like(total, reset_less=True)
         m.d.sync += [
             valid_1.eq(self.valid), clear_1.eq(self.clear), row_1.eq(self.row),
-            before.eq(Mux(in_flight, total, read.data.as_signed())),
-            forward.eq(valid_1 & (row_1 == self.row)),
-            valid_2.eq(valid_1), row_2.eq(row_1),
+            # The read meets the write of the youngest sum: its data are not used then.
+            forward.eq(valid_1 & (row_1 == self.row)), youngest.eq(total),
         ]
-        with m.If(clear_1):
-            m.d.sync += total.eq(0)
-        with m.Else():
-            m.d.sync += total.eq(Mux(forward, total, before) + self.product)
+        # Zero where the mux has an input to spare: the adder has none.
         m.d.comb += [
-            write.en.eq(valid_2), write.addr.eq(row_2), write.data.eq(total),
-            self.drained.eq(before),
-            self.busy.eq(self.valid | valid_1 | valid_2),
+            read.addr.eq(self.row), self.drained.eq(read.data),
+            before.eq(Mux(clear_1, 0, Mux(forward, youngest, self.drained))),
+            total.eq(before + self.product),
+            write.en.eq(valid_1), write.addr.eq(row_1), write.data.eq(total),
+            self.busy.eq(self.valid | valid_1),
         ]
+        m.d.sync += Assert(~(valid_1 & clear_1) | (self.product == 0), "a product for a drain")
         return m

@@ -8,6 +8,7 @@ from openese.model.config import DECODE_LATENCY, EngineConfig
 
 from .checks import checked_config, checked_contents
 from .layouts import Kind, broadcast_signature, entry_layout, values_layout
+from .ram_style import small_memory
 
 __all__ = ["Decode"]
 
@@ -36,6 +37,7 @@ class Decode(wiring.Component):
     i : ``In(stream.Signature(entry_layout(config), always_ready=True))``
     weight : ``Out(signed(weight_bits))``
     values : ``Out(values_layout(config))``
+        Zero where there is no entry.
     row : ``Out(acc_addr_bits)``
     valid : ``Out(1)``
         Row and operands are an entry's.
@@ -76,24 +78,26 @@ class Decode(wiring.Component):
                 with m.Case(bits - config.min_code_bits):
                     low = entry[:bits].as_signed() if config.direct_weights else entry[:bits]
                     m.d.comb += [code.eq(low), index.eq(entry[bits:])]
-        weight = Signal.like(self.weight, reset_less=True)
         values = Signal.like(self.values, reset_less=True)
         if config.direct_weights:
+            weight = Signal.like(self.weight, reset_less=True)
             m.d.sync += weight.eq(code.as_signed() << route.align)
+            m.d.comb += self.weight.eq(weight)
         else:
-            m.submodules.codebook = codebook = memory.Memory(self.codebook)
-            write, read = codebook.write_port(), codebook.read_port(domain="comb")
+            m.submodules.codebook = codebook = memory.Memory(
+                self.codebook, attrs=small_memory(config.codebook_depth, platform))
+            write, read = codebook.write_port(), codebook.read_port()
             message, args = self.i_broadcast.payload, self.i_broadcast.payload.args
             m.d.comb += [
                 write.en.eq(self.i_broadcast.valid & (message.kind == Kind.LOAD_CODEBOOK)),
                 write.addr.eq(args.load.addr), write.data.eq(args.load.data),
-                read.addr.eq(Cat(code, route.codebook)),
+                read.addr.eq(Cat(code, route.codebook)), self.weight.eq(read.data),
             ]
-            m.d.sync += weight.eq(read.data)
         top = route.acc if config.recurrent else 0
         base = Mux(self.i.payload.first, top, self.row + 1)
-        m.d.sync += [self.valid.eq(self.i.valid), values.eq(self.i.payload.values)]
-        m.d.comb += [self.weight.eq(weight), self.values.eq(values)]
+        # Zero unless an entry comes: a drain then adds nothing.
+        m.d.sync += [self.valid.eq(self.i.valid), values.eq(0)]
+        m.d.comb += self.values.eq(values)
         with m.If(self.i.valid):
-            m.d.sync += self.row.eq(base + index)
+            m.d.sync += [self.row.eq(base + index), values.eq(self.i.payload.values)]
         return m

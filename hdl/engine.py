@@ -10,7 +10,8 @@ from openese.model.config import EngineConfig
 from .cells import Cells
 from .cells_serial import SerialCells
 from .checks import checked_config
-from .fan import ARITY, BroadcastTree, StatusTree
+from .cluster import Cluster, cluster_sizes
+from .fan import BroadcastTree, StatusTree
 from .gather import GatherTree
 from .host import HostInterface
 from .input_buffer import InputBuffer
@@ -20,8 +21,8 @@ from .layouts import (
     broadcast_signature,
     input_signature,
 )
+from .lnzd import ARITY as LNZD_ARITY
 from .lnzd import LnzdTree
-from .pe import ProcessingElement
 from .sequencer import Sequencer
 
 __all__ = ["Engine"]
@@ -46,6 +47,10 @@ class Engine(wiring.Component):
 
     Members
     -------
+    reset : ``In(1)``
+        Does what the reset of the clock domain does, but reaches the PEs through registers. A
+        device with many PEs uses this one and leaves the domain without: a single net to all
+        registers is slow. Two cycles or more; the engine is ready four cycles later.
     i_host, o_host : streams of 32-bit words
         Commands and answers, see ``docs/program.md``.
     i_act : ``In(act_signature(config))``
@@ -71,6 +76,7 @@ class Engine(wiring.Component):
         self.config = config
         self.image = image
         super().__init__({
+            "reset": In(1),
             "i_host": In(stream.Signature(32)), "o_host": Out(stream.Signature(32)),
             "i_act": In(act_signature(config)),
             "o_act": Out(stream.Signature(act_out_layout(config))),
@@ -85,13 +91,21 @@ class Engine(wiring.Component):
             host = HostInterface(
                 config, in_rows=image.in_rows, in_base=image.in_base, run=True)
             program = image.program
-        m.submodules.host = host
-        m.submodules.sequencer = sequencer = Sequencer(config, program)
-        m.submodules.input_buffer = input_buffer = InputBuffer(config)
-        m.submodules.broadcast = broadcast = BroadcastTree(config, broadcast_signature(config))
-        m.submodules.spread = spread = BroadcastTree(config, input_signature(config))
-        m.submodules.status = status = StatusTree(config)
-        m.submodules.lnzd = lnzd = LnzdTree(config)
+        # Longer than that of the clusters, which must not miss the first message.
+        was_reset, reset = Signal(reset_less=True), Signal(reset_less=True)
+        m.d.sync += [was_reset.eq(self.reset), reset.eq(self.reset | was_reset)]
+
+        def place(name: str, part):
+            m.submodules[name] = ResetInserter(reset)(part)
+            return part
+
+        place("host", host)
+        sequencer = place("sequencer", Sequencer(config, program))
+        input_buffer = place("input_buffer", InputBuffer(config))
+        broadcast = place("broadcast", BroadcastTree(config, broadcast_signature(config)))
+        spread = place("spread", BroadcastTree(config, input_signature(config)))
+        status = place("status", StatusTree(config))
+        lnzd = place("lnzd", LnzdTree(config))
 
         wiring.connect(m, wiring.flipped(self.i_host), host.i)
         wiring.connect(m, host.o, wiring.flipped(self.o_host))
@@ -108,7 +122,7 @@ class Engine(wiring.Component):
             host.stalled.eq(sequencer.stalled),
             sequencer.restart.eq(host.restart), sequencer.call.eq(host.call),
             sequencer.call_addr.eq(host.call_addr),
-            sequencer.busy.eq(status.any_busy), sequencer.stall.eq(status.any_stall),
+            sequencer.busy.eq(status.o.busy), sequencer.stall.eq(status.o.stall),
             sequencer.input_full.eq(input_buffer.full),
             sequencer.input_act.eq(input_buffer.full_act),
             sequencer.input_active.eq(input_buffer.full_active),
@@ -117,36 +131,40 @@ class Engine(wiring.Component):
             input_buffer.act[0].eq(host.act[0]), input_buffer.act[1].eq(host.act[1]),
         ]
 
-        pes = []
-        for p in range(config.n_pes):
-            pe = ProcessingElement(config, **self._contents(p))
-            m.submodules[f"pe_{p}"] = pe
-            message, beat = broadcast.o[p // ARITY], spread.o[p // ARITY]
+        clusters, first = [], 0
+        for k, size in enumerate(cluster_sizes(config)):
+            pes = range(first, first + size)
+            cluster = Cluster(config, [self._contents(p) for p in pes])
+            m.submodules[f"cluster_{k}"] = cluster
+            beat = spread.o[k]
             m.d.comb += [
-                # Amaranth would move a plain constant into the PE, which then were a module of its
-                # own; an expression stays outside and all PEs are one module.
-                pe.id.eq(Const(p, config.pe_bits) | 0),
-                pe.group.eq(Const(p // config.input_lanes, len(pe.group)) | 0),
-                pe.i.valid.eq(message.valid), pe.i.payload.eq(message.payload),
-                pe.i_input.valid.eq(beat.valid),
-                pe.i_input.payload.group.eq(beat.payload.group),
-                pe.i_input.payload.act.eq(beat.payload.act),
-                pe.i_input.payload.values.eq(beat.payload.values[p % config.input_lanes]),
-                status.busy[p].eq(pe.busy), status.stall[p].eq(pe.almost_full),
-                status.fence[p].eq(pe.fence), status.working[p].eq(pe.working),
-                status.saturated[p].eq(pe.saturated),
+                # An expression, or the constant would make every cluster a module of its own.
+                cluster.first.eq(Const(first, config.pe_bits) | 0),
+                *(group.eq(Const(p // config.input_lanes, len(group)) | 0)
+                  for p, group in zip(pes, cluster.groups, strict=True)),
+                cluster.reset.eq(self.reset),
+                cluster.i.valid.eq(broadcast.o[k].valid),
+                cluster.i.payload.eq(broadcast.o[k].payload),
+                cluster.i_input.valid.eq(beat.valid),
+                cluster.i_input.payload.group.eq(beat.payload.group),
+                cluster.i_input.payload.act.eq(beat.payload.act),
+                *(lane.eq(beat.payload.values[(first + j) % config.input_lanes])
+                  for j, lane in enumerate(cluster.i_input.payload.values)),
+                status.i[k].eq(cluster.status),
             ]
-            wiring.connect(m, pe.o, lnzd.i[p])
-            pes.append(pe)
+            for j, port in enumerate(cluster.o):
+                wiring.connect(m, port, lnzd.i[first // LNZD_ARITY + j])
+            clusters.append(cluster)
+            first += size
         if config.recurrent:
             kind = SerialCells if config.serial_cells else Cells
-            m.submodules.cells = cells = kind(config, image.peephole if image is not None else ())
-            m.submodules.gather = gather = GatherTree(config)
-            self._join_cells(m, cells, gather, pes, sequencer, host, status)
+            cells = place("cells", kind(config, image.peephole if image is not None else ()))
+            gather = place("gather", GatherTree(config))
+            self._join_cells(m, cells, gather, clusters, sequencer, host, status)
             beats = cells.o_beat
         else:
             wiring.connect(m, sequencer.o_act, wiring.flipped(self.o_act))
-            m.d.comb += [host.saturations.eq(status.saturations), sequencer.cells_idle.eq(1)]
+            m.d.comb += [host.saturations.eq(status.o.saturations), sequencer.cells_idle.eq(1)]
             beats = None
         self._join_inputs(m, input_buffer, beats, spread, sequencer, host)
         return m
@@ -167,23 +185,24 @@ class Engine(wiring.Component):
                     input_buffer.hold.eq(1),
                 ]
 
-    def _join_cells(self, m, cells, gather, pes, sequencer, host, status):
+    def _join_cells(self, m, cells, gather, clusters, sequencer, host, status):
         wiring.connect(m, cells.o_feed, sequencer.i_feed)
         for port, out in zip(cells.i, gather.o, strict=True):
             m.d.comb += port.eq(out)
         token = cells.o_token
-        for p, (pe, port) in enumerate(zip(pes, gather.i, strict=True)):
+        pes = [(cluster, k) for cluster in clusters for k in range(len(cluster.gate))]
+        for p, ((cluster, k), port) in enumerate(zip(pes, gather.i, strict=True)):
             if self.config.serial_cells:
                 token = cells.o_token & (cells.o_pe == p)
-            m.d.comb += [port.eq(pe.gate), pe.i_token.eq(token)]
-            token = pe.o_token
+            m.d.comb += [port.eq(cluster.gate[k]), cluster.i_token[k].eq(token)]
+            token = cluster.o_token[k]
         m.d.comb += [
             cells.start.eq(sequencer.cells_start), cells.command.eq(sequencer.cells_command),
             cells.active.eq(sequencer.cells_active), sequencer.cells_idle.eq(cells.idle),
-            cells.fence.eq(status.any_fence),
-            host.exposed.eq(~cells.idle & ~status.any_working),
+            cells.fence.eq(status.o.fence),
+            host.exposed.eq(~cells.idle & ~status.o.working),
             cells.i_load.valid.eq(host.o_load.valid), cells.i_load.payload.eq(host.o_load.payload),
-            host.saturations.eq(status.saturations + cells.saturations),
+            host.saturations.eq(status.o.saturations + cells.saturations),
             # Never both: OUTPUT waits for the cells.
             self.o_act.valid.eq(sequencer.o_act.valid | cells.o_act.valid),
             self.o_act.payload.eq(

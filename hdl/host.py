@@ -8,8 +8,7 @@ from openese.model.config import EngineConfig
 from openese.model.host import MAGIC, HostOp, InputRegister, Register, Target
 
 from .checks import checked_config
-from .fan import saturation_bits
-from .layouts import Kind, broadcast_signature
+from .layouts import Kind, broadcast_signature, status_layout
 from .sequencer import program_load_layout
 
 __all__ = ["HostInterface"]
@@ -82,7 +81,8 @@ class HostInterface(wiring.Component):
             "flush": Out(1), "run": Out(1, init=run), "restart": Out(1),
             "call": Out(1), "call_addr": Out(config.program_addr_bits),
             "idle": In(1), "computing": In(1), "finished": In(1),
-            "exposed": In(1), "stalled": In(1), "saturations": In(saturation_bits(config) + 1),
+            "exposed": In(1), "stalled": In(1), "saturations": In(
+                status_layout(config, config.fan_levels)["saturations"].width + 1),
         })
 
     def elaborate(self, platform):

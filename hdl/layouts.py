@@ -9,7 +9,7 @@ from openese.model.program import instruction_fields
 __all__ = [
     "Kind", "act_out_layout", "act_signature", "broadcast_layout", "broadcast_signature",
     "entry_layout", "input_layout", "input_signature", "instruction_layout", "ptr_layout",
-    "route_layout", "scan_layout", "start_layout", "values_layout",
+    "route_layout", "scan_layout", "start_layout", "status_layout", "values_layout",
 ]
 
 
@@ -18,7 +18,7 @@ class Kind(enum.Enum, shape=4):
 
     ACT = 0  #: a non-zero activation and the address of its column pointer
     SCAN = 1  #: read a region of the activation memory out through the LNZD tree
-    WRITE = 2  #: round, saturate and write back the accumulators, clearing them
+    WRITE = 2  #: round, saturate and write back an accumulator of every PE, clearing it
     LOAD_SPMAT = 3
     LOAD_PTR = 4
     LOAD_BIAS = 5
@@ -55,15 +55,15 @@ def broadcast_layout(config: EngineConfig) -> data.StructLayout:
     act = {"values": values_layout(config)}
     scan = {"act": config.act_addr_bits, "rows": config.rows_bits, "rem": config.pe_bits + 1,
             "route": route_layout(config), "dense": 1}
-    write = {"act": config.act_addr_bits, "rows": config.rows_bits, "bias": config.bias_addr_bits,
-             "shift": config.shift_bits, "relu": 1, "discard": 1}
+    write = {"act": config.act_addr_bits, "acc": config.acc_addr_bits,
+             "bias": config.bias_addr_bits, "shift": config.shift_bits, "relu": 1, "discard": 1}
     load = {"pe": config.pe_bits, "addr": load_addr_bits, "data": load_bits}
     if config.pointers:
         act |= {"ptr": config.ptr_addr_bits}
     else:
         scan |= {"spmat": config.spmat_addr_bits}
     if config.recurrent:
-        write |= {"acc": config.acc_addr_bits, "gates": 2}
+        write |= {"gates": 2}
         load |= {"channel": max(1, (config.channels - 1).bit_length())}
         load["addr"] = max(load_addr_bits, config.act_addr_bits, config.state_addr_bits,
                            config.peephole_addr_bits)
@@ -127,6 +127,18 @@ def scan_layout(config: EngineConfig, lane_bits: int) -> data.StructLayout:
     if lane_bits:
         fields["lane"] = lane_bits
     return data.StructLayout(fields)
+
+
+def status_layout(config: EngineConfig, level: int) -> data.StructLayout:
+    """What a PE (level 0) or all PEs below a node of this level report to the sequencer.
+
+    ``busy``, ``stall`` (a queue is almost full), ``fence`` (work from before a fence is left),
+    ``working`` (an entry was read), and ``saturations`` in this cycle.
+    """
+    return data.StructLayout({
+        "busy": 1, "stall": 1, "fence": 1, "working": 1,
+        "saturations": Shape.cast(range(config.channels + 1)).width + 3 * level,
+    })
 
 
 def ptr_layout(config: EngineConfig) -> data.StructLayout:

@@ -10,7 +10,7 @@ from .checks import checked_config
 from .layouts import scan_layout
 from .skid import Skid
 
-__all__ = ["ARITY", "LnzdNode", "LnzdTree"]
+__all__ = ["ARITY", "LnzdLeaf", "LnzdNode", "LnzdTree"]
 
 #: Children of a node.
 ARITY = 4
@@ -102,14 +102,53 @@ class LnzdNode(wiring.Component):
         return m
 
 
+class LnzdLeaf(wiring.Component):
+    """A node over PEs, and a buffer in front of it for each.
+
+    The way from a PE may be long, and with the buffer beside its node it is crossed in a cycle of
+    its own, in both directions.
+
+    Latency: ``LNZD_INPUT_LATENCY + 1`` cycles. Throughput: as `LnzdNode`.
+
+    Parameters
+    ----------
+    config
+        Engine configuration.
+    children
+        1 to 4.
+
+    Members
+    -------
+    i : ``In(stream.Signature(scan_layout(config, 0)))`` array
+    o : ``Out(stream.Signature(scan_layout(config, 2)))``
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `LnzdNode`.
+    """
+
+    def __init__(self, config: EngineConfig, children: int):
+        self._config = config
+        self._node = LnzdNode(config, children, 0)
+        super().__init__(self._node.signature)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.node = node = self._node
+        for k, (port, child) in enumerate(zip(self.i, node.i, strict=True)):
+            m.submodules[f"input_{k}"] = skid = Skid(scan_layout(self._config, 0))
+            wiring.connect(m, wiring.flipped(port), skid.i)
+            wiring.connect(m, skid.o, child)
+        wiring.connect(m, node.o, wiring.flipped(self.o))
+        return m
+
+
 class LnzdTree(wiring.Component):
-    """The tree over all PEs: rows of activations in, their non-zero elements out in order.
+    """The tree over all leaves: rows of activations in, their non-zero elements out in order.
 
-    The PEs' items are buffered in front of the first nodes: the way from a PE is long, and with the
-    buffer beside its node it is crossed in a cycle of its own, in both directions.
-
-    Latency: ``LNZD_INPUT_LATENCY + config.lnzd_levels`` cycles. Throughput: a row takes
-    ``max(1, non-zeros)`` cycles.
+    Latency: ``config.lnzd_levels - 1`` cycles. Throughput: a row takes ``max(1, non-zeros)``
+    cycles.
 
     Parameters
     ----------
@@ -118,7 +157,8 @@ class LnzdTree(wiring.Component):
 
     Members
     -------
-    i : ``In(stream.Signature(scan_layout(config, 0))).array(n_pes)``
+    i : ``In(stream.Signature(scan_layout(config, 2)))`` array
+        One of every `LnzdLeaf`.
     o : ``Out(stream.Signature(scan_layout(config, 2 * lnzd_levels)))``
         ``lane`` is the PE.
 
@@ -131,18 +171,14 @@ class LnzdTree(wiring.Component):
     def __init__(self, config: EngineConfig):
         self._config = checked_config(config)
         super().__init__({
-            "i": In(stream.Signature(scan_layout(config, 0))).array(config.n_pes),
+            "i": In(stream.Signature(scan_layout(config, 2))).array(-(-config.n_pes // ARITY)),
             "o": Out(stream.Signature(scan_layout(config, 2 * config.lnzd_levels))),
         })
 
     def elaborate(self, platform):
         m = Module()
-        heads = []
-        for k, port in enumerate(self.i):
-            m.submodules[f"input_{k}"] = skid = Skid(scan_layout(self._config, 0))
-            wiring.connect(m, wiring.flipped(port), skid.i)
-            heads.append(skid.o)
-        for level in range(self._config.lnzd_levels):
+        heads = [wiring.flipped(port) for port in self.i]
+        for level in range(1, self._config.lnzd_levels):
             nodes = []
             for k in range(0, len(heads), ARITY):
                 children = heads[k:k + ARITY]

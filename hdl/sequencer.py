@@ -32,9 +32,9 @@ class Sequencer(wiring.Component):
 
     SPMV scans a region of activations through the LNZD tree and broadcasts every non-zero one
     with the address of its column pointer; one per cycle while no activation queue is almost
-    full. It ends when all PEs are idle again. WRITE has all PEs write their accumulators back.
-    OUTPUT scans a region, zeros included, to the output stream. The next instruction is read
-    while one executes.
+    full. It ends when all PEs are idle again. WRITE has all PEs write their accumulators back,
+    a row per cycle. OUTPUT scans a region, zeros included, to the output stream. The next
+    instruction is read while one executes.
 
     Of recurrent engines, SPMV also takes its columns from `Cells`, and need not wait for its end
     (``flow``); CELL and STATE start `Cells` and go on at once. A pass leaves behind what the next
@@ -143,6 +143,7 @@ class Sequencer(wiring.Component):
         first, odd, prefetched = Signal(init=1), Signal(), Signal()
 
         kind, args = self.o.payload.kind, self.o.payload.args
+        row = Signal.like(args.write, reset_less=True)  # that WRITE is at
         item_valid, item_ready = Signal(), Signal()
         item = Signal(self.i_scan.payload.shape())
         m.d.comb += [
@@ -197,12 +198,12 @@ class Sequencer(wiring.Component):
         def write_back(of_kind: Kind):
             statements = [
                 self.o.valid.eq(1), kind.eq(of_kind),
-                args.write.act.eq(instruction.act), args.write.rows.eq(instruction.rows),
+                args.write.act.eq(instruction.act), args.write.acc.eq(acc),
                 args.write.bias.eq(instruction.base), args.write.shift.eq(instruction.shift),
                 args.write.relu.eq(instruction.relu),
             ]
             if config.recurrent:
-                statements += [args.write.acc.eq(acc), args.write.gates.eq(instruction.gates)]
+                statements.append(args.write.gates.eq(instruction.gates))
             return statements
 
         def go_on(last, fetch: bool):
@@ -224,14 +225,12 @@ class Sequencer(wiring.Component):
             with m.State("CLEAR"):
                 # A reset or a load leaves the accumulators of what was before behind.
                 m.d.comb += [
-                    self.o.valid.eq(1), kind.eq(Kind.WRITE),
-                    args.write.rows.eq(config.acc_depth), args.write.discard.eq(1),
-                ]
+                    self.o.valid.eq(1), kind.eq(Kind.WRITE), args.write.discard.eq(1)]
                 m.d.sync += [
                     stopping.eq(1), wait.eq(config.drain_wait - 1), dirty.eq(0), first.eq(1),
-                    prefetched.eq(0),
+                    prefetched.eq(0), left.eq(config.acc_depth), row.eq(args.write),
                 ]
-                m.next = "DRAIN"
+                m.next = "WRITE" if config.acc_depth > 1 else "DRAIN"
 
             with m.State("IDLE"):
                 m.d.comb += self.idle.eq(~self.run)
@@ -295,7 +294,21 @@ class Sequencer(wiring.Component):
                                 go_on(instruction.last, fetch=True)
                         with m.Default():
                             m.d.comb += write_back(Kind.WRITE)
-                            m.next = "DRAIN"
+                            m.d.sync += row.eq(args.write)
+                            m.next = "WRITE"
+                            with m.If(instruction.rows == 1):
+                                m.next = "DRAIN"
+
+            with m.State("WRITE"):
+                # The first row has gone out with the instruction.
+                m.d.comb += [
+                    self.computing.eq(~stopping), self.o.valid.eq(1), kind.eq(Kind.WRITE),
+                    args.write.eq(row), args.write.act.eq(row.act + 1),
+                    args.write.acc.eq(row.acc + 1), args.write.bias.eq(row.bias + 1),
+                ]
+                m.d.sync += [left.eq(left - 1), row.eq(args.write)]
+                with m.If(left == 2):
+                    m.next = "DRAIN"
 
             with m.State("SPMV"):
                 m.d.comb += [

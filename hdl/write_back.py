@@ -30,17 +30,17 @@ def result_layout(config: EngineConfig) -> data.StructLayout:
 
 
 class WriteBack(wiring.Component):
-    """Drains the accumulators row by row: shift, add the bias, round half up, ReLU, saturate.
+    """Drains accumulators one by one: shift, add the bias, round half up, ReLU, saturate.
 
     ``y = sat(relu(((acc >> (shift - g)) + bias + 2**(g - 1)) >> g))`` with ``g`` the guard bits.
     Nested floors are exact, so this equals rounding ``acc + (bias << (shift - g))`` once.
 
-    A WRITE message is for ``rows`` accumulators, whose results go to the activation memory. A CELL
+    A WRITE message is for one accumulator, whose result goes to the activation memory. A CELL
     message prepares the drain of a recurrent layer: then every token is for the accumulators of
     one unit, whose results go to the element-wise unit.
 
-    Latency: ``WRITE_BACK_LATENCY`` = 8 cycles to the first result, one per cycle. A WRITE is for
-    one row or more, and comes when the command before is done.
+    Latency: ``WRITE_BACK_LATENCY`` = 8 cycles. Throughput: 1 per cycle. Messages less than 8
+    cycles apart must agree in shift, ReLU and discard.
 
     Parameters
     ----------
@@ -98,47 +98,51 @@ class WriteBack(wiring.Component):
         m = Module()
         config = self._config
         m.submodules.biases = biases = memory.Memory(
-            self.biases, attrs=small_memory(config.bias_depth))
+            self.biases, attrs=small_memory(config.bias_depth, platform))
         write, read = biases.write_port(), biases.read_port()
         message, args = self.i.payload, self.i.payload.args
         load = self.i.valid & (message.kind == Kind.LOAD_BIAS) & (args.load.pe == self.id)
         m.d.comb += [
             write.en.eq(load), write.addr.eq(args.load.addr), write.data.eq(args.load.data)]
 
-        # Stage 0 walks the rows.
+        # Stage 0 holds the row; the places of bias and result follow it.
         active = Signal()
-        left = Signal(config.rows_bits, reset_less=True)
-        bias_addr = Signal(config.bias_addr_bits, reset_less=True)
-        act = Signal(config.act_addr_bits, reset_less=True)
+        bias_addr = [Signal(config.bias_addr_bits, reset_less=True, name=f"bias_addr_{k}")
+                     for k in range(_DRAIN_LATENCY)]
+        act = [Signal(config.act_addr_bits, reset_less=True, name=f"act_{k}")
+               for k in range(WRITE_BACK_LATENCY)]
         shift = Signal(config.shift_bits, reset_less=True)
         relu, discard = Signal(reset_less=True), Signal(reset_less=True)
         command = args.write
-        with m.If(active):
-            m.d.sync += [self.row.eq(self.row + 1), left.eq(left - 1), active.eq(left != 1)]
         begin = [
-            bias_addr.eq(command.bias), act.eq(command.act), shift.eq(command.shift),
-            relu.eq(command.relu), discard.eq(command.discard),
-            self.row.eq(command.acc if config.recurrent else 0),
+            bias_addr[0].eq(command.bias), act[0].eq(command.act), shift.eq(command.shift),
+            relu.eq(command.relu), discard.eq(command.discard), self.row.eq(command.acc),
         ]
-        with m.If(self.i.valid & (message.kind == Kind.WRITE)):
-            m.d.sync += [*begin, active.eq(1), left.eq(command.rows)]
+        is_write = self.i.valid & (message.kind == Kind.WRITE)
+        m.d.sync += [after.eq(before) for chain in (bias_addr, act)
+                     for before, after in pairwise(chain)]
+        m.d.sync += active.eq(is_write)
         if config.recurrent:
-            gates = Signal(2, reset_less=True)
+            gates, left = Signal(2, reset_less=True), Signal(2)
             for_cell = Signal(reset_less=True)
-            with m.If(self.i.valid & (message.kind == Kind.WRITE)):
-                m.d.sync += for_cell.eq(0)
+            with m.If(active):
+                m.d.sync += [self.row.eq(self.row + 1), bias_addr[0].eq(bias_addr[0] + 1)]
+            with m.If(left != 0):
+                m.d.sync += [left.eq(left - 1), active.eq(1)]
+            with m.If(self.i_token):
+                m.d.sync += [left.eq(gates), active.eq(1)]
             with m.If(self.i.valid & (message.kind == Kind.CELL)):
                 m.d.sync += [*begin, for_cell.eq(1), gates.eq(command.gates)]
-            with m.If(self.i_token):
-                m.d.sync += [active.eq(1), left.eq(gates + 1)]
             m.d.sync += self.o_token.eq(self.i_token)
-        m.d.comb += [self.drain.eq(active), read.addr.eq(bias_addr)]
+        with m.If(is_write):
+            m.d.sync += begin
+            if config.recurrent:
+                m.d.sync += for_cell.eq(0)
+        m.d.comb += [self.drain.eq(active), read.addr.eq(bias_addr[-1])]
 
         # The accumulator comes; then one stage each shifts, adds the bias, rounds off and writes.
         valid = [active] + [Signal(name=f"valid_{k}") for k in range(1, WRITE_BACK_LATENCY)]
         m.d.sync += [after.eq(before) for before, after in pairwise(valid)]
-        with m.If(valid[_DRAIN_LATENCY - 1]):
-            m.d.sync += bias_addr.eq(bias_addr + 1)
         # The half is added here, one stage early, where it costs the narrowest adder.
         bias = Signal(signed(max(config.bias_bits, config.bias_guard) + 1), reset_less=True)
         m.d.sync += bias.eq(read.data.as_signed() + (1 << (config.bias_guard - 1)))
@@ -146,10 +150,8 @@ class WriteBack(wiring.Component):
         done = valid[WRITE_BACK_LATENCY - 1]
         m.d.sync += self.saturated.eq(
             Mux(valid[WRITE_BACK_LATENCY - 2] & ~discard, sum(clips), 0))
-        with m.If(done):
-            m.d.sync += act.eq(act + 1)
         m.d.comb += [
-            self.o.valid.eq(done & ~discard), self.o.payload.act.eq(act),
+            self.o.valid.eq(done & ~discard), self.o.payload.act.eq(act[-1]),
             self.busy.eq(Cat(valid).any()),
         ]
         if config.recurrent:

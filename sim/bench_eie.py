@@ -120,9 +120,9 @@ def _fill(simulation: Simulation, image: Image) -> None:
     """Put a model into the memories; through the host stream the large ones would take minutes."""
     config = image.config
     for pe in range(config.n_pes):
-        simulation.write_memory(f"pe_{pe}.spmat_read.words", image.spmat[pe])
-        simulation.write_memory(f"pe_{pe}.ptr_read.words", image.ptr[pe])
-        simulation.write_memory(f"pe_{pe}.write_back.biases", image.bias[pe])
+        simulation.write_memory(f"cluster_{pe // 8}.pe_{pe % 8}.spmat_read.words", image.spmat[pe])
+        simulation.write_memory(f"cluster_{pe // 8}.pe_{pe % 8}.ptr_read.words", image.ptr[pe])
+        simulation.write_memory(f"cluster_{pe // 8}.pe_{pe % 8}.write_back.biases", image.bias[pe])
     simulation.run({"i_host": np.concatenate([
         host.load(host.Target.CODEBOOK, image.codebook, config.weight_bits),
         host.load(host.Target.PROGRAM, image.program, instruction_bits(config)),

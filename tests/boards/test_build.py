@@ -89,7 +89,7 @@ def test_build(tmp_path, monkeypatch, capsys):
         found = blocks_of(report_of.bitstream, Path(report_of.directory))
         engine = {m.path: list(m.rows)
                   for m in take_memories(to_rtlil(Engine(SMALL, model)))[1]}
-        entries = engine["pe_0.spmat_read.words"]
+        entries = engine["cluster_0.pe_0.spmat_read.words"]
         assert any(entries)
         assert entries + [0] * (2048 - len(entries)) in found
     assert build(first, "ulx3s-85f", out_dir=tmp_path, target_mhz=200, allow_timing_miss=True,

@@ -118,15 +118,15 @@ def test_taken_contents():
     rtlil = to_rtlil(Engine(config, image))
     structure, taken = contents.take_contents(rtlil)
     assert {re.sub(r"\d+", "", known.path) for known in taken} == {
-        "pe_.spmat_read.words", "pe_.ptr_read.words", "pe_.decode.codebook",
-        "pe_.write_back.biases", "sequencer.program"}
+        "cluster_.pe_.spmat_read.words", "cluster_.pe_.ptr_read.words",
+        "cluster_.pe_.decode.codebook", "cluster_.pe_.write_back.biases", "sequencer.program"}
     before, after = ({m.path: m for m in take_memories(text)[1]} for text in (rtlil, structure))
     assert len(taken) == 4 * 4 + 1
     for known in taken:
         assert known == before[known.path]
         assert after[known.path].rows != known.rows
     for part in ("spmat_read.words", "decode.codebook"):
-        assert len({after[f"pe_{k}.{part}"].rows for k in range(4)}) == 1
+        assert len({after[f"cluster_0.pe_{k}.{part}"].rows for k in range(4)}) == 1
     for path in before.keys() - {known.path for known in taken}:
         assert after[path] == before[path]
     # Another model of the same shape leaves the same design.

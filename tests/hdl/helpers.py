@@ -187,8 +187,14 @@ def scan_message(kind: Kind = Kind.SCAN, **fields: int) -> dict:
 
 
 def write_message(kind: Kind = Kind.WRITE, **fields: int) -> dict:
-    """A broadcast that starts a write-back, or prepares that of a cell."""
+    """A broadcast that writes an accumulator of every PE back, or prepares the drain of a cell."""
     return {"kind": kind, "args": {"write": fields}}
+
+
+def write_messages(rows: int, *, acc: int = 0, act: int = 0, bias: int = 0,
+                   **fields: int) -> list[dict]:
+    """The broadcasts of a WRITE of `rows` accumulators, as the sequencer sends them."""
+    return [write_message(acc=acc + k, act=act + k, bias=bias + k, **fields) for k in range(rows)]
 
 
 def load_message(kind: Kind, pe: int, addr: int, word: int, **fields: int) -> dict:

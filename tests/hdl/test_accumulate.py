@@ -139,12 +139,32 @@ def test_busy_covers_everything_under_way():
                     for cycle in range(len(busy))]
 
 
-def test_reset_drops_products_under_way():
-    script = [{"valid": 1, "row": 1}, {"product": 9, "reset": 1}, {}, {}]
-    clear = [{"valid": 1, "row": 1, "clear": 1}, {}]
-    trace = play(Accumulate(SMALL), script + clear, ["busy", "drained"], reset=Signal())
-    assert [step["busy"] for step in trace] == [1, 1, 0, 0, 1, 1]
-    assert trace[-1]["drained"] == 0
+@pytest.mark.parametrize("wait", range(4))
+def test_reset_leaves_nothing_under_way(wait):
+    """The sum of its own cycle may be written; the entry of that cycle is dropped.
+
+    As after every reset, a drain of all rows then leaves zero.
+    """
+    rows = range(SMALL.acc_depth)
+    script = [{"valid": 1, "row": 1}, {"product": 9, "valid": 1, "row": 2, "reset": 1},
+              {"product": 77}, *[{"product": 50}] * wait]
+    drains = [{"valid": 1, "row": row, "clear": 1} for row in rows]
+    again = [{"valid": 1, "row": 1}, {"valid": 1, "row": 2, "product": 4}, {"product": 6}]
+    trace = play(Accumulate(SMALL), [*script, *drains, *again, *drains, {}],
+                 ["busy", "drained"], reset=Signal())
+    assert [step["busy"] for step in trace] == [
+        1, 1, *[0] * (1 + wait), *[1] * (len(trace) - 3 - wait)]
+    first = len(script) + 1
+    drained = [step["drained"] for step in trace[first:first + len(rows)]]
+    assert drained[1] in (0, 9)
+    assert drained[:1] + drained[2:] == [0] * (len(rows) - 1)
+    assert [step["drained"] for step in trace[-len(rows):]] == [0, 4, 6] + [0] * (len(rows) - 3)
+
+
+def test_a_product_for_a_drain_is_caught():
+    script = [{"valid": 1, "row": 1, "clear": 1}, {"product": 1}, {}]
+    with pytest.raises(AssertionError, match="a product for a drain"):
+        play(Accumulate(SMALL), script, ["busy"])
 
 
 def test_constructor_errors():

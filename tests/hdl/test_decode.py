@@ -79,7 +79,15 @@ def check(config: EngineConfig, book: int, code_bits: int, seed: int, gaps: floa
         else:
             assert decoded["row"] == row, cycle
     assert [bool(step["valid"]) for step in trace] == [
-        cycle - 1 in expected for cycle in range(len(trace))]
+        cycle - DECODE_LATENCY in expected for cycle in range(len(trace))]
+    check_no_operand_without_an_entry(trace)
+
+
+def check_no_operand_without_an_entry(trace: list[dict]) -> None:
+    """The product of a cycle without an entry must be 0: a drain may be on its way instead."""
+    for cycle, step in enumerate(trace):
+        if not step["valid"]:
+            assert not any(step["values"]), cycle
 
 
 @pytest.mark.parametrize("gaps", [0.0, 0.4])
@@ -111,7 +119,7 @@ def test_split_and_codebook_are_those_of_the_entry():
     """Whatever is broadcast meanwhile: the entry's column may have been sent long before."""
     table = codebooks(SMALL)
     messages = [scan_message(codebook=2, code_sel=2), act_message(55, -1),
-                write_message(rows=9, bias=21), load_message(Kind.LOAD_BIAS, 1, 33, 0x3FFFF),
+                write_message(acc=9, bias=21), load_message(Kind.LOAD_BIAS, 1, 33, 0x3FFFF),
                 scan_message(codebook=1, code_sel=0)]
     script, expected = [], []
     for k in range(60):
@@ -165,11 +173,16 @@ def test_weights_stored_directly(entry_bits, code_bits, min_code_bits, weight_bi
                 "entry": index << bits | weight & (1 << bits) - 1, "values": [7], "first": 1,
                 "route": {"code_sel": bits - min_code_bits}}})
             expected.append((weight, index))
+        # What comes without valid is no entry.
+        script.append({})
+        expected.append(None)
     # A load of a codebook finds nothing.
     script[0] |= {"i_broadcast.valid": 1,
                   "i_broadcast.payload": load_message(Kind.LOAD_CODEBOOK, 0, 1, 5)}
     trace = play(Decode(config), script, WATCH, extra=1)
-    assert [(step["weight"], step["row"]) for step in trace[1:]] == expected
+    assert [(step["weight"], step["row"]) if step["valid"] else None
+            for step in trace[1:]] == expected
+    check_no_operand_without_an_entry(trace)
 
 
 def test_load_fills_the_codebooks_of_every_pe():
@@ -188,6 +201,32 @@ def test_load_fills_the_codebooks_of_every_pe():
     weights = [step["weight"] for step, did in zip(trace[1:], script, strict=True)
                if "i.valid" in did]
     assert weights == [signed(word, SMALL.weight_bits) for word in table]
+
+
+def test_a_loaded_word_is_found_by_the_next_entry():
+    load = {"i_broadcast.valid": 1,
+            "i_broadcast.payload": load_message(Kind.LOAD_CODEBOOK, 2, 21, 0x8001)}
+    item = {"i.valid": 1, "i.payload": {"entry": 5, "values": [3], "first": 1,
+                                        "route": {"codebook": 1, "code_sel": 2}}}
+    dut = Decode(SMALL, init=[7] * SMALL.codebook_depth)
+    trace = play(dut, [item, load, item, item], WATCH, extra=1)
+    assert [step["weight"] for step in trace if step["valid"]] == [7, -0x7FFF, -0x7FFF]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_values_are_zero_without_an_entry(channels):
+    config = recurrent(channels=channels)
+    rng = np.random.default_rng(channels)
+    script, expected = [], [[0] * channels]
+    for _ in range(200):
+        values = rng.integers(-32768, 32768, channels).tolist()
+        comes = rng.random() < 0.5
+        script.append({"i.valid": 1, "i.payload": {
+            "entry": int(rng.integers(256)), "values": values, "first": 1,
+            "route": {"code_sel": 2}}} if comes else {})
+        expected.append(values if comes else [0] * channels)
+    trace = play(Decode(config), script, WATCH, extra=1)
+    assert [step["values"] for step in trace] == expected
 
 
 def test_reset_drops_the_entry_inside():

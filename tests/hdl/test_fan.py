@@ -3,10 +3,12 @@
 
 import numpy as np
 import pytest
-from amaranth.hdl import Signal
-from amaranth.lib import stream
+from amaranth.hdl import Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
 
-from openese.hdl.fan import ARITY, BroadcastTree, Relay, StatusNode, StatusTree, saturation_bits
+from openese.hdl.fan import ARITY, BroadcastTree, Relay, StatusNode, StatusTree
+from openese.hdl.layouts import status_layout
 
 from .helpers import SMALL, play, transfers
 
@@ -32,8 +34,8 @@ def test_relay_is_one_register():
     assert transfers(trace, "o") == [(cycle + 1, word) for cycle, word in sent(script)]
 
 
-@pytest.mark.parametrize("n_pes", SIZES)
-def test_broadcast_reaches_every_group_after_fan_levels(n_pes):
+@pytest.mark.parametrize("n_pes", [9, 64, 65])  # up to 8 there are no relays above the cluster's
+def test_broadcast_reaches_every_cluster_a_cycle_before_its_pes(n_pes):
     config = SMALL.with_(n_pes=n_pes)
     assert config.fan_levels == LEVELS[n_pes]
     dut = BroadcastTree(config, WORD)
@@ -42,7 +44,7 @@ def test_broadcast_reaches_every_group_after_fan_levels(n_pes):
     script = messages(n_pes, 40)
     watch = [f"o.{g}.{part}" for g in range(groups) for part in ("valid", "payload")]
     trace = play(dut, script, watch, extra=4)
-    expected = [(cycle + config.fan_levels, word) for cycle, word in sent(script)]
+    expected = [(cycle + config.fan_levels - 1, word) for cycle, word in sent(script)]
     for group in range(groups):
         assert transfers(trace, f"o.{group}") == expected, group
 
@@ -54,28 +56,56 @@ def test_reset_drops_messages_under_way():
               {"i.valid": 1, "i.payload": 7}]
     trace = play(BroadcastTree(config, WORD), script, ["o.8.valid", "o.8.payload"], extra=6,
                  reset=reset)
-    assert transfers(trace, "o.8") == [(2 + config.fan_levels, 7)]
+    assert transfers(trace, "o.8") == [(1 + config.fan_levels, 7)]
+
+
+class Status(wiring.Component):
+    """The nodes of all clusters and the tree over them."""
+
+    def __init__(self, config):
+        self._config = config
+        super().__init__({"i": In(status_layout(config, 0)).array(config.n_pes),
+                          "o": Out(status_layout(config, config.fan_levels))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.tree = tree = StatusTree(self._config)
+        for k, port in enumerate(tree.i):
+            children = self.i[ARITY * k:ARITY * (k + 1)]
+            m.submodules[f"node_{k}"] = node = StatusNode(self._config, len(children), 0)
+            m.d.comb += [own.eq(child) for own, child in zip(node.i, children, strict=True)]
+            m.d.comb += port.eq(node.o)
+        m.d.comb += self.o.eq(tree.o)
+        return m
+
+
+FLAGS = ("busy", "stall", "fence", "working")
 
 
 @pytest.mark.parametrize("n_pes", SIZES)
 def test_status_of_every_single_pe_arrives_after_fan_levels(n_pes):
     config = SMALL.with_(n_pes=n_pes)
     # Walk one busy PE, one stalled PE and so on over all positions.
-    script = [{"busy": 1 << p, "stall": 1 << (n_pes - 1 - p), "fence": 1 << (p + 2) % n_pes,
-               "working": 1 << (p + 1) % n_pes, f"saturated.{p}": 1} for p in range(n_pes)]
-    watch = ["any_busy", "any_stall", "any_fence", "any_working", "saturations"]
-    trace = play(StatusTree(config), script, watch, extra=5)
-    one, none = dict.fromkeys(watch, 1), dict.fromkeys(watch, 0)
+    places = {"busy": 0, "stall": 3, "fence": 2, "working": 1, "saturations": 5}
+    script = []
+    for p in range(n_pes):
+        step = {}
+        for name, shift in places.items():
+            step.setdefault(f"i.{(p + shift) % n_pes}", {})[name] = 1
+        script.append(step)
+    trace = play(Status(config), script, ["o"], extra=5)
+    one, none = dict.fromkeys(places, 1), dict.fromkeys(places, 0)
     levels = config.fan_levels
-    assert trace == [none] * levels + [one] * n_pes + [none] * (5 - levels)
+    assert [step["o"] for step in trace] == (
+        [none] * levels + [one] * n_pes + [none] * (5 - levels))
 
 
-@pytest.mark.parametrize("name", ["busy", "stall", "fence", "working"])
+@pytest.mark.parametrize("name", FLAGS)
 def test_what_pes_report_is_kept_apart(name):
     config = SMALL.with_(n_pes=9)
-    watch = ["any_busy", "any_stall", "any_fence", "any_working", "saturations"]
-    trace = play(StatusTree(config), [{name: 1 << p} for p in range(9)], watch, extra=2)
-    assert trace[2:] == [{key: int(key == f"any_{name}") for key in watch}] * 9
+    trace = play(Status(config), [{f"i.{p}": {name: 1}} for p in range(9)], ["o"], extra=2)
+    seen = {key: int(key == name) for key in (*FLAGS, "saturations")}
+    assert [step["o"] for step in trace[2:]] == [seen] * 9
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
@@ -88,14 +118,12 @@ def test_status_counts_every_saturation(n_pes, channels):
     if channels > 1:
         chosen = chosen * rng.integers(1, channels + 1, chosen.shape)
         chosen[0] = channels
-    script = [{f"saturated.{p}": int(row[p]) for p in range(n_pes)} for row in chosen]
-    dut = StatusTree(config)
-    flags = ["any_busy", "any_stall", "any_fence", "any_working"]
-    assert n_pes * channels < 1 << saturation_bits(config)
-    trace = play(dut, script, [*flags, "saturations"], extra=config.fan_levels)
-    counts = [step["saturations"] for step in trace[config.fan_levels:]]
+    script = [{f"i.{p}": {"saturations": int(count)} for p, count in enumerate(row)}
+              for row in chosen]
+    trace = play(Status(config), script, ["o"], extra=config.fan_levels)
+    counts = [step["o"]["saturations"] for step in trace[config.fan_levels:]]
     assert counts == chosen.sum(axis=1).tolist()
-    assert not any(step[flag] for step in trace for flag in flags)
+    assert not any(step["o"][flag] for step in trace for flag in FLAGS)
 
 
 def test_constructor_errors():
@@ -112,4 +140,4 @@ def test_constructor_errors():
             BroadcastTree(SMALL, signature)
     for children in (0, 9):
         with pytest.raises(ValueError, match=f"^children must be 1 to 8, not {children}$"):
-            StatusNode(children, 1)
+            StatusNode(SMALL, children, 0)

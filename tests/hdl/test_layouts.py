@@ -74,7 +74,7 @@ def test_every_field_holds_its_largest_value(config):
         "args.scan.act": config.act_depth - 1, "args.scan.rows": config.act_depth,
         "args.scan.rem": config.n_pes,
         "args.scan.route.code_sel": config.code_bits - config.min_code_bits,
-        "args.write.act": config.act_depth - 1, "args.write.rows": config.acc_depth,
+        "args.write.act": config.act_depth - 1, "args.write.acc": config.acc_depth - 1,
         "args.write.bias": config.bias_depth - 1, "args.write.shift": 2**config.shift_bits - 1,
         "args.load.pe": config.n_pes - 1,
         "args.load.addr": max(config.spmat_depth, config.ptr_depth, config.bias_depth,
@@ -90,8 +90,8 @@ def test_every_field_holds_its_largest_value(config):
         largest["args.scan.spmat"] = config.spmat_depth - 1
     if config.recurrent:
         largest |= {
-            "args.scan.route.acc": config.acc_depth - 1, "args.write.acc": config.acc_depth - 1,
-            "args.write.gates": 3, "args.load.channel": config.channels - 1,
+            "args.scan.route.acc": config.acc_depth - 1, "args.write.gates": 3,
+            "args.load.channel": config.channels - 1,
         }
         largest["args.load.addr"] = max(
             largest["args.load.addr"], config.act_depth - 1, config.state_depth - 1,
@@ -176,7 +176,7 @@ def test_feed_forward_engines_carry_nothing_of_recurrent_ones():
     names = {path for path in fields_of(broadcast_layout(SMALL)) if "act" not in path.split(".")}
     assert names == {"kind"} | {f"args.scan.{name}" for name in (
         "rows", "rem", "route.codebook", "route.code_sel", "dense")} | {
-        f"args.write.{name}" for name in ("rows", "bias", "shift", "relu", "discard")} | {
+        f"args.write.{name}" for name in ("acc", "bias", "shift", "relu", "discard")} | {
         f"args.load.{name}" for name in ("pe", "addr", "data")}
     assert set(fields_of(start_layout(SMALL))) == {
         "values.0", "route.codebook", "route.code_sel", "ptr.start", "ptr.length"}

@@ -3,9 +3,12 @@
 
 import numpy as np
 import pytest
-from amaranth.hdl import Signal
+from amaranth.hdl import Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
 
-from openese.hdl.lnzd import LnzdNode, LnzdTree
+from openese.hdl.layouts import scan_layout
+from openese.hdl.lnzd import ARITY, LnzdLeaf, LnzdNode, LnzdTree
 from openese.model.config import LNZD_INPUT_LATENCY
 from openese.sim import simulation
 from openese.sim.streams import pack, random_stalls
@@ -14,6 +17,29 @@ from .helpers import SMALL, play, transfers
 
 LEAVES = [1, 2, 3, 4, 5, 16, 17]
 LEVELS = {1: 1, 2: 1, 3: 1, 4: 1, 5: 2, 16: 2, 17: 3}
+
+
+class Whole(wiring.Component):
+    """The leaves of all clusters and the tree over them."""
+
+    def __init__(self, config):
+        self._config = config
+        super().__init__({
+            "i": In(stream.Signature(scan_layout(config, 0))).array(config.n_pes),
+            "o": Out(stream.Signature(scan_layout(config, 2 * config.lnzd_levels))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.tree = tree = LnzdTree(self._config)
+        for k, port in enumerate(tree.i):
+            heads = self.i[ARITY * k:ARITY * (k + 1)]
+            m.submodules[f"leaf_{k}"] = leaf = LnzdLeaf(self._config, len(heads))
+            for head, child in zip(heads, leaf.i, strict=True):
+                wiring.connect(m, wiring.flipped(head), child)
+            wiring.connect(m, leaf.o, port)
+        wiring.connect(m, tree.o, wiring.flipped(self.o))
+        return m
 
 
 def rows_of(leaves: int, density: float, count: int, seed: int) -> np.ndarray:
@@ -83,7 +109,7 @@ def test_one_item_per_cycle_after_the_levels(leaves, density):
     assert config.lnzd_levels == LEVELS[leaves]
     rows = rows_of(leaves, density, 25, 0)
     expected = expected_items(rows)
-    got = run(LnzdTree(config), leaf_items(rows))
+    got = run(Whole(config), leaf_items(rows))
     assert taken(got) == expected
     # No bubble within rows, between rows, or between scans.
     first = LNZD_INPUT_LATENCY + config.lnzd_levels
@@ -95,7 +121,7 @@ def test_one_item_per_cycle_after_the_levels(leaves, density):
 def test_random_stalls_on_every_stream(leaves, gaps, stalls):
     rows = rows_of(leaves, 0.4, 25, 1)
     expected = expected_items(rows)
-    got = run(LnzdTree(SMALL.with_(n_pes=leaves)), leaf_items(rows), gaps=gaps,
+    got = run(Whole(SMALL.with_(n_pes=leaves)), leaf_items(rows), gaps=gaps,
               stalls=stalls, seed=leaves)
     assert taken(got) == expected
 
@@ -108,10 +134,10 @@ def test_channels_go_together(channels, leaves):
     rows = np.stack([rows_of(leaves, 0.2, 25, seed) for seed in range(channels)], axis=2)
     expected = expected_items(rows)
     assert any(item and 0 in item[1] for item in expected)
-    got = run(LnzdTree(config), leaf_items(rows))
+    got = run(Whole(config), leaf_items(rows))
     assert taken(got) == expected
     assert len(got) == len(expected)
-    stalled = run(LnzdTree(config), leaf_items(rows), gaps=0.3, stalls=0.3)
+    stalled = run(Whole(config), leaf_items(rows), gaps=0.3, stalls=0.3)
     assert taken(stalled) == expected
 
 
@@ -120,7 +146,7 @@ def test_dense_scan_gives_zeros_as_well(leaves):
     rows = rows_of(leaves, 0.3, 6, 2)
     everything = np.ones_like(rows, dtype=bool)
     expected = expected_items(rows, everything)
-    got = run(LnzdTree(SMALL.with_(n_pes=leaves)), leaf_items(rows, everything), stalls=0.2)
+    got = run(Whole(SMALL.with_(n_pes=leaves)), leaf_items(rows, everything), stalls=0.2)
     assert taken(got) == expected
     assert len(got) == rows.size
 
@@ -137,7 +163,7 @@ def test_absent_lanes_of_the_last_row(leaves):
             masks.append(mask)
     rows, present = np.concatenate(blocks), np.concatenate(masks)
     expected = expected_items(rows, present)
-    got = run(LnzdTree(SMALL.with_(n_pes=leaves)), leaf_items(rows, present))
+    got = run(Whole(SMALL.with_(n_pes=leaves)), leaf_items(rows, present))
     assert taken(got) == expected
 
 
@@ -146,7 +172,7 @@ def test_every_pattern_of_a_row_of_four():
     # Every pattern follows every other.
     rows = np.concatenate([patterns[[a, b]] for a in range(16) for b in range(16)]) * -3
     expected = expected_items(rows)
-    got = run(LnzdTree(SMALL.with_(n_pes=4)), leaf_items(rows))
+    got = run(Whole(SMALL.with_(n_pes=4)), leaf_items(rows))
     assert taken(got) == expected
     assert [cycle for cycle, _ in got] == list(range(2, 2 + len(expected)))
 

@@ -77,8 +77,8 @@ def test_columns_in_pointers_out(gaps):
 
 def test_other_messages_and_invalid_ones_are_no_columns():
     dut = PtrRead(SMALL, init=[word(7, 3)] * SMALL.ptr_depth)
-    others = [scan_message(act=3, rows=5), write_message(rows=3),
-              scan_message(Kind.FEED, rows=5), write_message(Kind.CELL, rows=3)] + [
+    others = [scan_message(act=3, rows=5), write_message(acc=3),
+              scan_message(Kind.FEED, rows=5), write_message(Kind.CELL, acc=3)] + [
         load_message(kind, 1, 0, 9)
         for kind in (Kind.LOAD_SPMAT, Kind.LOAD_PTR, Kind.LOAD_BIAS, Kind.LOAD_CODEBOOK,
                      Kind.LOAD_ACT, Kind.LOAD_CELL, Kind.LOAD_RESULT, Kind.LOAD_PEEPHOLE)]
@@ -133,7 +133,7 @@ def test_a_route_belongs_to_the_columns_after_its_message():
                      "acc": int(rng.integers(config.acc_depth))}
             message = scan_message(Kind.SCAN if choice == 4 else Kind.FEED, rows=1, **route)
         elif choice == 6:
-            message = write_message(Kind.CELL, rows=2)
+            message = write_message(Kind.CELL, acc=2)
             fences.append(cycle + PTR_READ_LATENCY)
         else:
             message = scan_message(codebook=1, acc=7)  # not valid
@@ -158,14 +158,14 @@ def test_without_pointers_the_first_column_says_where_its_matrix_begins():
                                  (99, 0, Kind.SCAN), (5, 2, Kind.FEED)]:
         script.append({"i.valid": 1, "i.payload": scan_message(kind, spmat=spmat, acc=spmat % 12)})
         # What comes between the message and the first column does not end the restart.
-        script += [{"i.valid": 1, "i.payload": write_message(Kind.CELL, rows=1)}] * (columns == 2)
+        script += [{"i.valid": 1, "i.payload": write_message(Kind.CELL, acc=1)}] * (columns == 2)
         script += [{}] * (spmat % 2)
         for k in range(columns):
             expected.append((len(script) + config.ptr_read_latency, spmat, int(k == 0), [k - 1]))
             script += [{"i.valid": 1, "i.payload": {
                 "kind": Kind.ACT, "args": {"act": {"values": [k - 1]}}}}, *[{}] * (k % 2)]
         # A fence neither begins a matrix nor keeps a column from doing so.
-        script += [{"i.valid": 1, "i.payload": write_message(Kind.CELL, rows=1)}]
+        script += [{"i.valid": 1, "i.payload": write_message(Kind.CELL, acc=1)}]
     trace = play(PtrRead(config), script, WATCH, extra=4)
     given = [(cycle, payload) for cycle, payload in transfers(trace, "o") if not payload["fence"]]
     # Every column is passed on, and only the first of a matrix restarts.

@@ -18,8 +18,8 @@ ARGUMENTS = {Kind.ACT: "act", Kind.SCAN: "scan", Kind.FEED: "scan", Kind.WRITE: 
              Kind.CELL: "write"}
 #: Where input vectors lie.
 REGIONS = 0, 5
-#: First idle cycle after reset, in which the accumulators of all PEs are cleared.
-CLEARED = SMALL.drain_wait + 1
+#: First idle cycle after reset: the accumulators of all PEs are cleared, a row per cycle.
+CLEARED = SMALL.acc_depth + SMALL.drain_wait
 #: First cycle that executes an instruction, `run` being high.
 FIRST = CLEARED + 2
 
@@ -85,7 +85,9 @@ class Machine:
     Attributes
     ----------
     messages
-        (cycle, kind, fields) of all broadcasts, the fields of a route among those of its scan.
+        (cycle, kind, fields) of all broadcasts, the fields of a route among those of its scan. Of
+        WRITEs for one row after the other, cycle after cycle, the first stands for all, and
+        ``rows`` in its fields counts them.
     outputs
         (cycle, data, last); of several channels, data is a list.
     released, finished, computing, writing, idle, cells_idle
@@ -111,7 +113,7 @@ class Machine:
         async def testbench(ctx):
             items, begin, settled, offering = [], 0, -1, False
             unsure = set()
-            offered_out = None
+            offered_out = next_row = None
             for cycle in range(cycles):
                 ctx.set(reset, int(cycle == reset_at))
                 ctx.set(dut.run, int(run(cycle)))
@@ -144,7 +146,13 @@ class Machine:
                     kind = message["kind"]
                     fields = message["args"][ARGUMENTS[kind]]
                     fields |= fields.pop("route", {})
-                    self.messages.append((cycle, kind, fields))
+                    if (cycle, kind, fields) == next_row:
+                        self.messages[-1][2]["rows"] += 1
+                    else:
+                        counted = {"rows": 1} if kind == Kind.WRITE else {}
+                        self.messages.append((cycle, kind, fields | counted))
+                    if kind == Kind.WRITE:
+                        next_row = cycle + 1, kind, self._next_row(config, fields)
                     if kind == Kind.SCAN:
                         assert items == [], "scan during a scan"
                         items = self._items(config, memory, fields)
@@ -187,6 +195,13 @@ class Machine:
 
     def _region(self, cycle: int) -> int:
         return REGIONS[len(self.released) % 2]
+
+    @staticmethod
+    def _next_row(config, fields: dict) -> dict:
+        """The fields of the WRITE message that goes on after one."""
+        bits = {"act": config.act_addr_bits, "acc": config.acc_addr_bits,
+                "bias": config.bias_addr_bits}
+        return fields | {name: (fields[name] + 1) % (1 << bits[name]) for name in bits}
 
     @staticmethod
     def _items(config, memory, scan) -> list[dict]:
@@ -242,7 +257,8 @@ LAYER = [spmv(from_input=1, rows=5, rem=N, base=7, codebook=2, code_sel=1, act=9
 def test_accumulators_are_cleared_after_reset():
     machine = Machine(LAYER, 30, run=lambda cycle: False)
     assert machine.messages == [(0, Kind.WRITE, {
-        "act": 0, "rows": SMALL.acc_depth, "bias": 0, "shift": 0, "relu": 0, "discard": 1})]
+        "act": 0, "acc": 0, "rows": SMALL.acc_depth, "bias": 0, "shift": 0, "relu": 0,
+        "discard": 1})]
     assert machine.idle == list(range(CLEARED, 30))
     assert machine.writing == list(range(CLEARED))
     assert machine.computing == machine.finished == []
@@ -250,6 +266,31 @@ def test_accumulators_are_cleared_after_reset():
     machine = Machine(LAYER, 40, run=lambda cycle: False, work=9)
     assert machine.idle == list(range(CLEARED + 9, 40))
     assert machine.writing == list(range(CLEARED + 9))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 30])
+def test_every_accumulator_is_cleared(rows):
+    config = SMALL.with_(acc_depth=rows)
+    machine = Machine([], 60, config=config, run=lambda cycle: False)
+    [(cycle, kind, fields)] = machine.messages
+    assert (cycle, kind, fields["acc"], fields["discard"], fields["rows"]) == (
+        0, Kind.WRITE, 0, 1, rows)
+    assert machine.idle == list(range(rows + config.drain_wait, 60))
+    assert machine.writing == list(range(rows + config.drain_wait))
+
+
+def test_a_reset_while_clearing_begins_anew():
+    machine = Machine(LAYER, 40, run=lambda cycle: False, reset_at=5)
+    assert [(cycle, fields["acc"], fields["rows"]) for cycle, _, fields in machine.messages] == [
+        (0, 0, 6), (6, 0, SMALL.acc_depth)]
+    assert machine.idle == list(range(6 + CLEARED, 40))
+
+
+def test_a_load_while_clearing_clears_again_before_the_next_pass():
+    machine = Machine(LAYER, 60, memory=MEMORY, run=lambda cycle: cycle >= 40, restarts={5})
+    assert [(cycle, fields["acc"], fields["rows"], fields["discard"])
+            for cycle, kind, fields in machine.messages if kind == Kind.WRITE] == [
+        (0, 0, SMALL.acc_depth, 1), (41, 0, SMALL.acc_depth, 1)]
 
 
 @pytest.mark.parametrize("work", [0, 1, 6])
@@ -273,8 +314,8 @@ def test_a_pass_cycle_by_cycle(work):
     # Exactly the smallest wait when the PEs are idle by then.
     written = max(scanned + SMALL.drain_wait, expected[-1][0] + SMALL.drain_wait + work) + 1
     assert machine.of(Kind.WRITE)[0] == (written, {
-        "act": 11, "rows": 4, "bias": 3, "shift": 5, "relu": 1, "discard": 0})
-    given = written + SMALL.drain_wait + work + 1
+        "act": 11, "acc": 0, "rows": 4, "bias": 3, "shift": 5, "relu": 1, "discard": 0})
+    given = written + 4 - 1 + SMALL.drain_wait + work + 1
     assert machine.of(Kind.SCAN)[1] == (given, {
         "act": 1, "rows": 2, "rem": 2, "codebook": 0, "code_sel": 0, "dense": 1})
     assert machine.writing == [*range(FIRST - 2 + work), *range(written, given)]
@@ -299,7 +340,8 @@ def test_passes_follow_each_other_without_a_gap():
 
 
 @pytest.mark.parametrize("instruction", [
-    spmv(rows=1, rem=1, act=3, last=1), write(rows=1, last=1), output(rows=1, rem=1, last=1)])
+    spmv(rows=1, rem=1, act=3, last=1), write(rows=1, last=1), write(rows=2, last=1),
+    write(rows=5, last=1), output(rows=1, rem=1, last=1)])
 def test_program_of_one_instruction(instruction):
     machine = Machine([instruction], 60, memory=MEMORY)
     assert len(machine.finished) > 2
@@ -310,15 +352,17 @@ def test_program_of_one_instruction(instruction):
     assert machine.computing == list(range(FIRST, 60))
 
 
-def test_smallest_drain_without_any_column():
-    program = [spmv(rows=2, rem=N, act=5), write(rows=1, last=1)]  # rows 5 and 6 are zero
+@pytest.mark.parametrize("rows", [1, 2, 3, 12])
+def test_smallest_drain_without_any_column(rows):
+    program = [spmv(rows=2, rem=N, act=5), write(rows=rows, last=1)]  # rows 5 and 6 are zero
     machine = Machine(program, 80, memory=MEMORY)
     assert machine.of(Kind.ACT) == []
     scan, written = machine.of(Kind.SCAN)[0][0], machine.of(Kind.WRITE)[0][0]
     assert scan == FIRST
     # Two zero items, then the wait.
     assert written == scan + SMALL.scan_latency + 1 + SMALL.drain_wait + 1
-    assert machine.finished[0] == written + SMALL.drain_wait
+    assert machine.of(Kind.WRITE)[0][1]["rows"] == rows
+    assert machine.finished[0] == written + rows - 1 + SMALL.drain_wait
 
 
 @pytest.mark.parametrize(("stalls", "gaps", "output_stalls"),
@@ -343,6 +387,10 @@ def test_random_stalls_change_nothing_but_time(rem, stalls, gaps, output_stalls)
     kinds = [kind for cycle, kind, _ in machine.messages if cycle and kind != Kind.ACT]
     order = [Kind.SCAN, Kind.WRITE, Kind.SCAN, Kind.WRITE, Kind.SCAN]
     assert kinds[:5 * passes] == order * passes
+    # Not even a WRITE is interrupted: the rows of a stalled one would count as two.
+    writes = [(fields["act"], fields["rows"], fields["bias"])
+              for _, fields in machine.of(Kind.WRITE)]
+    assert writes[:2 * passes] == [(2, 5, 4), (9, 2, 0)] * passes
     assert len(machine.released) in (passes, passes + 1)
 
 
@@ -363,8 +411,8 @@ def test_without_pointers_every_activation_is_broadcast():
     config = SMALL.with_(pointers=False)
     program = [encode(config, op=Op.SPMV, rows=5, rem=2, spmat=77, code_sel=2),
                encode(config, op=Op.OUTPUT, rows=1, rem=1, last=1)]
-    machine = Machine(program, 60, config=config, memory=MEMORY, stalls=0.2,
-                      run=lambda cycle: cycle < 10)
+    machine = Machine(program, 80, config=config, memory=MEMORY, stalls=0.2,
+                      run=lambda cycle: cycle < FIRST + 2)
     assert machine.of(Kind.SCAN)[0][1] == {"act": 0, "rows": 5, "rem": 2, "codebook": 0,
                                            "code_sel": 2, "dense": 1, "spmat": 77}
     assert [fields for _, fields in machine.of(Kind.ACT)] == [
@@ -393,13 +441,14 @@ def test_waiting_for_input():
 
 
 def test_stop_while_waiting_for_input_returns_to_idle():
-    machine = Machine(LAYER, 120, memory=MEMORY, full=lambda cycle: cycle >= 70,
+    machine = Machine(LAYER, 140, memory=MEMORY, full=lambda cycle: cycle >= 90,
                       run=lambda cycle: cycle < 40 or cycle >= 60)
     # The state changes with the edge after cycle 40, in which waiting ended; then the PEs are
     # looked at, which may still be at work for the instructions before.
     assert machine.idle == list(range(41 + SMALL.drain_wait, 60))
-    assert machine.of(Kind.SCAN)[0][0] == 70
-    assert machine.computing[0] == 70
+    assert machine.of(Kind.SCAN)[0][0] == 90
+    assert machine.computing[0] == 90
+    assert machine.writing[:2 * CLEARED] == [*range(CLEARED), *range(61, 61 + CLEARED)]
 
 
 def test_stop_finishes_the_pass():
@@ -438,7 +487,7 @@ def test_waits_follow_the_config(n_pes):
     program = [encode(config, op=Op.SPMV, rows=1, rem=1), encode(config, op=Op.WRITE, rows=1,
                                                                  last=1)]
     machine = Machine(program, 90, config=config, memory=[4] + [0] * 64)
-    first = config.drain_wait + 3
+    first = config.acc_depth + config.drain_wait + 2
     assert machine.of(Kind.SCAN)[0][0] == first
     column = first + config.scan_latency
     assert machine.of(Kind.ACT)[0][0] == column

@@ -15,7 +15,7 @@ from .test_sequencer import MEMORY, REGIONS, Machine, every
 CONFIG = recurrent(channels=3, program_depth=24)
 N = CONFIG.n_pes
 #: First idle cycle after reset; first cycle that executes an instruction.
-CLEARED = CONFIG.drain_wait + 1
+CLEARED = CONFIG.acc_depth + CONFIG.drain_wait
 FIRST = CLEARED + 2
 
 
@@ -76,7 +76,7 @@ def test_passes_of_a_layer_whose_inputs_are_there():
         "cell": Cell.LSTM, "gates": 3, "state": 4, "peep": 5, "rows": 2, "rem": 2, "act": 3,
         "to_act": 1, "to_feed": 1, "to_out": 1}
     assert machine.of(Kind.CELL)[0][1] == {
-        "act": 3, "rows": 2, "bias": 9, "shift": 5, "relu": 0, "discard": 0, "acc": 1, "gates": 3}
+        "act": 3, "bias": 9, "shift": 5, "relu": 0, "discard": 0, "acc": 1, "gates": 3}
     # Every vector is let go when its part has been added, or the pass that it is for has begun.
     assert all(release < cell for release, cell in zip(machine.released, cells, strict=True))
 
@@ -197,12 +197,13 @@ def test_cell_waits_for_room_in_the_queues():
 
 def test_accumulators_alternate():
     program = [code(Op.SPMV, rows=1, rem=1, acc=2, acc_odd=3, flow=1),
-               code(Op.WRITE, rows=1, acc=4, acc_odd=5, sync=1),
+               code(Op.WRITE, rows=3, acc=4, acc_odd=5, sync=1),
                code(Op.CELL, rows=1, rem=1, acc=6, acc_odd=7, flow=1, last=1)]
     machine = run(program, 300)
     found = [fields["acc"] for cycle, kind, fields in machine.messages
              if cycle and kind != Kind.ACT]
     assert found[:12] == [2, 4, 6, 3, 5, 7, 2, 4, 6, 3, 5, 7]
+    assert {fields["rows"] for _, fields in machine.of(Kind.WRITE)[:4]} == {3}
 
 
 def test_loads_clear_what_passes_have_left():
@@ -362,8 +363,8 @@ class Random:
         self.program[-1]["last"] = 1
         self.words = [code(**fields) for fields in self.program]
 
-    def check(self, machine: Machine, memory) -> int:
-        """Compare all that a machine did with the program; returns the number of passes."""
+    def check(self, machine: Machine, memory, cycles: int) -> int:
+        """Compare all that a machine did in `cycles` with the program; returns the passes."""
         steps = [(cycle, kind, fields) for cycle, kind, fields in machine.messages if cycle]
         steps += [(cycle, Op.STATE, command) for cycle, command, _ in machine.cells.starts
                   if command["op"] == Op.STATE]
@@ -403,16 +404,19 @@ class Random:
                     continue
                 if op in (Op.CELL, Op.WRITE):
                     assert kind == (Kind.CELL if op == Op.CELL else Kind.WRITE), field
-                    assert (found["act"], found["rows"], found["bias"], found["shift"],
-                            found["acc"], found["discard"]) == (
-                        field["act"], field["rows"], field["base"], field["shift"], acc, 0)
+                    assert (found["act"], found["bias"], found["shift"], found["acc"],
+                            found["discard"]) == (
+                        field["act"], field["base"], field["shift"], acc, 0)
                     if op == Op.CELL:
                         assert found["gates"] == field["gates"]
                         command, active = starts[cycle]
                         assert (command["rows"], command["rem"]) == (field["rows"], field["rem"])
                         assert active == vector % 8
                     else:
-                        settled = cycle + CONFIG.drain_wait - 1
+                        if cycle + found["rows"] == cycles:
+                            return passes
+                        assert found["rows"] == field["rows"]
+                        settled = cycle + found["rows"] - 1 + CONFIG.drain_wait - 1
                     continue
                 assert kind == (Kind.FEED if field["feed"] else Kind.SCAN), field
                 act = REGIONS[(vector - 1 + field["prefetch"]) % 2] if field["from_input"] else (
@@ -457,10 +461,11 @@ def test_random_programs(seed):
     memory = (rng.integers(-9, 9, size=75) * (rng.random(75) < 0.5)).tolist()
     busy = seed % 3 > 0
     arrivals = np.cumsum(rng.integers(1, 400 if seed % 2 else 40, 40)).tolist()
-    machine = run(program.words, 1500, memory=memory, arrivals=arrivals, seed=seed,
+    cycles = 1500
+    machine = run(program.words, cycles, memory=memory, arrivals=arrivals, seed=seed,
                   stalls=0.3 * busy, gaps=0.3 * busy, output_stalls=0.3 * busy,
                   work=int(rng.integers(6)), cell_work=int(rng.integers(30)))
-    passes = program.check(machine, memory)
+    passes = program.check(machine, memory, cycles)
     # It came to the end of what the machine did, which is the end of its vectors or of time.
     assert passes >= len(machine.finished) - 1
     assert len(machine.finished) >= 3

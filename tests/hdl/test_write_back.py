@@ -1,7 +1,8 @@
 # amaranth: UnusedElaboratable=no
 """Proves write-back equal to the rounding of the reference: ties, rails, ReLU and saturations.
 
-Every channel alike; and that tokens drain one unit's accumulators after the other.
+Every channel alike, of rows in any order and at any distance; and that tokens drain one unit's
+accumulators after the other.
 """
 
 import math
@@ -25,12 +26,15 @@ from openese.model.config import (
 
 from .helpers import (
     SMALL,
+    act_message,
     load_message,
     plain,
     recurrent,
+    scan_message,
     simulate,
     unsigned,
     write_message,
+    write_messages,
 )
 
 #: Small enough to try every accumulator around both rails.
@@ -40,6 +44,8 @@ TINY = SMALL.with_(act_bits=4, weight_bits=4, acc_bits=16, bias_bits=6, shift_ba
 
 class Run:
     """One simulation: messages at given cycles, with the accumulators played by the testbench.
+
+    A list of messages is sent cycle after cycle.
 
     Attributes
     ----------
@@ -61,8 +67,10 @@ class Run:
         self.gates, self.passed = [], []
         # The request takes the way of an entry through decoder and multiplier.
         delay = DECODE_LATENCY + MULTIPLY_LATENCY
+        messages = self._spread(messages)
         reset = Signal()
         rng = np.random.default_rng(0)
+        junk = write_message(acc=3, act=7, bias=5, shift=1, relu=1, discard=1)
 
         async def testbench(ctx):
             ctx.set(dut.id, pe)
@@ -71,7 +79,7 @@ class Run:
             for cycle in range(cycles):
                 ctx.set(reset, int(cycle == reset_at))
                 ctx.set(dut.i.valid, int(cycle in messages))
-                ctx.set(dut.i.payload, messages.get(cycle, write_message(rows=3)))
+                ctx.set(dut.i.payload, messages.get(cycle, junk))
                 ctx.set(dut.i_token, int(cycle in tokens))
                 row = asked[cycle - delay] if cycle >= delay else None
                 for c in range(channels):
@@ -102,6 +110,16 @@ class Run:
 
         simulate(dut, testbench, reset=reset)
 
+    @staticmethod
+    def _spread(messages) -> dict[int, dict]:
+        """The message of every cycle that has one."""
+        spread = {}
+        for cycle, sent in messages.items():
+            for k, message in enumerate(sent if isinstance(sent, list) else [sent]):
+                assert cycle + k not in spread, "two messages in a cycle"
+                spread[cycle + k] = message
+        return spread
+
 
 def rounded(config: EngineConfig, acc: int, bias: int, s: int, relu: bool) -> tuple[int, bool]:
     """The activation by exact fractions, and whether it was clipped."""
@@ -122,7 +140,7 @@ def test_every_accumulator_around_ties_and_both_rails(s, relu):
     accumulators = list(range(-span, span))
     for bias in (0, 1, -1, 2, -3, 31, -32):
         dut = WriteBack(TINY, init=[unsigned(bias, TINY.bias_bits)] * len(accumulators))
-        run = Run(dut, {0: write_message(rows=len(accumulators), shift=s, relu=relu)},
+        run = Run(dut, {0: write_messages(len(accumulators), shift=s, relu=relu)},
                   accumulators, len(accumulators) + 12)
         expected = [rounded(TINY, acc, bias, s, relu) for acc in accumulators]
         assert [(value, bool(clip)) for _, _, value, clip in run.results] == expected
@@ -131,7 +149,7 @@ def test_every_accumulator_around_ties_and_both_rails(s, relu):
 def test_half_rounds_up():
     # Four guard-less units are 1.0: -1.5, -0.5, 0.5 and 1.5 round up.
     ties = [-6, -2, 2, 6]
-    run = Run(WriteBack(TINY), {0: write_message(rows=4)}, ties, 18)
+    run = Run(WriteBack(TINY), {0: write_messages(4)}, ties, 18)
     assert [value for _, _, value, _ in run.results] == [-1, 0, 1, 2]
 
 
@@ -162,7 +180,7 @@ def test_equals_the_reference(case):
     config, accumulators, biases, s, relu = case
     dut = WriteBack(config, init=[unsigned(bias, config.bias_bits) for bias in biases])
     rows = len(accumulators)
-    run = Run(dut, {0: write_message(rows=rows, shift=s, relu=int(relu))}, accumulators, rows + 12)
+    run = Run(dut, {0: write_messages(rows, shift=s, relu=int(relu))}, accumulators, rows + 12)
     shift = config.shift_base + config.bias_guard + s
     values, saturations = reference.write_back(
         accumulators, np.array(biases), shift=shift, bias_guard=config.bias_guard, relu=relu,
@@ -185,7 +203,7 @@ def test_sum_of_extremes_does_not_wrap(acc_bits, shift_base, bias_bits, guard):
     ends = [-(1 << acc_bits - 1), (1 << acc_bits - 1) - 1]
     for bias in (-(1 << bias_bits - 1), (1 << bias_bits - 1) - 1):
         dut = WriteBack(config, init=[unsigned(bias, config.bias_bits)] * 2)
-        run = Run(dut, {0: write_message(rows=2)}, ends, 16)
+        run = Run(dut, {0: write_messages(2)}, ends, 16)
         assert [(value, bool(clip)) for _, _, value, clip in run.results] == [
             rounded(config, acc, bias, 0, False) for acc in ends]
 
@@ -194,40 +212,102 @@ def test_latency_addresses_and_back_to_back_commands():
     biases = [4 * (k - 12) for k in range(SMALL.bias_depth)]
     dut = WriteBack(SMALL, init=[unsigned(bias, SMALL.bias_bits) for bias in biases])
     messages = {
-        3: write_message(act=20, rows=7, bias=2),
-        # Rows of the first command are inside until its last result.
-        20: write_message(act=5, rows=1, bias=23),
-        30: write_message(act=0, rows=12, bias=11),
+        3: write_messages(7, act=20, bias=2),
+        20: write_messages(1, act=5, bias=23),
+        # One may be inside when the next begins.
+        24: write_messages(12, act=0, bias=11),
     }
     run = Run(dut, messages, [0] * SMALL.acc_depth, 50)
     expected, drains, busy = [], [], []
-    for cycle, (act, rows, bias) in {3: (20, 7, 2), 20: (5, 1, 23), 30: (0, 12, 11)}.items():
+    for cycle, (act, rows, bias) in {3: (20, 7, 2), 20: (5, 1, 23), 24: (0, 12, 11)}.items():
         expected += [(cycle + WRITE_BACK_LATENCY + k, act + k, biases[bias + k] // 4, 0)
                      for k in range(rows)]
         drains += [(cycle + 1 + k, k) for k in range(rows)]
         busy += range(cycle + 1, cycle + WRITE_BACK_LATENCY + rows)
     assert run.results == expected
     assert run.drains == drains
-    assert run.busy == busy
+    assert run.busy == sorted(set(busy))
     assert dut.LATENCY == WRITE_BACK_LATENCY
+
+
+@pytest.mark.parametrize("gaps", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("config", [SMALL, recurrent(), SMALL.with_(channels=2)],
+                         ids=["SMALL", "recurrent", "channels"])
+def test_rows_in_any_order_and_at_any_distance(config, gaps):
+    """Accumulator, bias and place of the result are the message's own; others come between."""
+    rng = np.random.default_rng(int(10 * gaps))
+    others = [act_message(5, *[-1] * config.channels), scan_message(act=3, rows=2),
+              load_message(Kind.LOAD_PTR, 0, 4, 3), load_message(Kind.LOAD_BIAS, 1, 4, 3),
+              load_message(Kind.LOAD_CODEBOOK, 0, 4, 3), None]
+    biases = (4 * rng.integers(-500, 500, config.bias_depth)).tolist()
+    accumulators = rng.integers(-(1 << 28), 1 << 28, (config.acc_depth, config.channels))
+    if config.channels == 1:
+        accumulators = accumulators[:, 0]
+    messages, expected, drains, cycle = {}, [], [], 2
+    for _ in range(120):
+        while rng.random() < gaps:
+            if message := others[rng.integers(len(others))]:
+                messages[cycle] = message
+            cycle += 1
+        acc, bias, act = (int(rng.integers(depth)) for depth in (
+            config.acc_depth, config.bias_depth, config.act_depth))
+        messages[cycle] = write_message(acc=acc, bias=bias, act=act, shift=2)
+        drains.append((cycle + 1, acc))
+        found = [rounded(config, int(value), biases[bias], 2, False)
+                 for value in np.atleast_1d(accumulators[acc])]
+        values = [value for value, _ in found]
+        expected.append((cycle + WRITE_BACK_LATENCY, act,
+                         values if config.channels > 1 else values[0],
+                         sum(clip for _, clip in found)))
+        cycle += 1
+    dut = WriteBack(config, init=[unsigned(bias, config.bias_bits) for bias in biases])
+    run = Run(dut, messages, accumulators.tolist(), cycle + 12)
+    assert run.results == expected
+    assert run.drains == drains
+    assert run.gates == []
+    assert run.busy == sorted({at + k for at, _ in drains for k in range(WRITE_BACK_LATENCY)})
+    clips = [clip for *_, clip in expected]
+    assert 0 < sum(map(bool, clips)) < len(clips)
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_other_settings_from_the_cycle_of_the_result_on(first):
+    """Shift, ReLU and discard may change with the first message that comes no earlier."""
+    settings = [{"shift": 0, "relu": 0, "discard": 0}, {"shift": 3, "relu": 1, "discard": 0},
+                {"shift": 1, "relu": 0, "discard": 1}, {"shift": 2, "relu": 1, "discard": 1}]
+    accumulators = [value << 14 for value in (-5, 6, -100_000, 100_000)] * 3
+    for second in range(4):
+        for config in (SMALL, recurrent()):
+            run = Run(WriteBack(config), {
+                1: write_messages(4, act=3, **settings[first]),
+                4 + WRITE_BACK_LATENCY: write_messages(4, acc=4, act=20, **settings[second])},
+                accumulators, 30)
+            expected = [
+                (cycle + k + WRITE_BACK_LATENCY, act + k, *rounded(
+                    config, accumulators[k], 0, chosen["shift"], bool(chosen["relu"])))
+                for cycle, act, chosen in ((1, 3, settings[first]),
+                                           (4 + WRITE_BACK_LATENCY, 20, settings[second]))
+                for k in range(4) if not chosen["discard"]]
+            assert run.results == expected
+            assert run.clipped == [cycle for cycle, *_, clip in expected if clip]
 
 
 def test_saturations_are_counted_with_their_activation():
     big = 1 << 30
     accumulators = [big, -big, 0, big, 5, -big]
     dut = WriteBack(SMALL)
-    plain_run = Run(dut, {0: write_message(rows=6)}, accumulators, 20)
+    plain_run = Run(dut, {0: write_messages(6)}, accumulators, 20)
     assert [(value, clip) for _, _, value, clip in plain_run.results] == [
         (32767, 1), (-32768, 1), (0, 0), (32767, 1), (0, 0), (-32768, 1)]
     assert plain_run.clipped == [cycle for cycle, _, _, clip in plain_run.results if clip]
     # What ReLU sets to 0 is not clipped.
-    relu_run = Run(WriteBack(SMALL), {0: write_message(rows=6, relu=1)}, accumulators, 20)
+    relu_run = Run(WriteBack(SMALL), {0: write_messages(6, relu=1)}, accumulators, 20)
     assert [(value, clip) for _, _, value, clip in relu_run.results] == [
         (32767, 1), (0, 0), (0, 0), (32767, 1), (0, 0), (0, 0)]
 
 
 def test_discard_clears_without_writing_or_counting():
-    run = Run(WriteBack(SMALL), {2: write_message(rows=SMALL.acc_depth, discard=1)},
+    run = Run(WriteBack(SMALL), {2: write_messages(SMALL.acc_depth, discard=1)},
               [1 << 30] * SMALL.acc_depth, 34)
     assert run.drains == [(3 + row, row) for row in range(SMALL.acc_depth)]
     assert run.results == []
@@ -245,8 +325,8 @@ def test_biases_load_into_the_own_pe_only():
                    load_message(Kind.LOAD_BIAS, 2, addr, 444),
                    load_message(Kind.LOAD_PTR, 1, addr, 444)]
     messages = dict(enumerate(stream))
-    messages[len(stream)] = write_message(rows=12, bias=0)
-    messages[len(stream) + 25] = write_message(rows=12, bias=12)
+    messages[len(stream)] = write_messages(12, bias=0)
+    messages[len(stream) + 25] = write_messages(12, bias=12)
     run = Run(WriteBack(SMALL), messages, [0] * 12, len(stream) + 50, pe=1)
     assert [value for _, _, value, _ in run.results] == biases
 
@@ -263,7 +343,7 @@ def test_channels_share_biases_and_are_counted_one_by_one(channels):
     biases = rng.integers(-5000, 5000, 12).tolist()
     for relu in (0, 1):
         dut = WriteBack(config, init=[unsigned(bias, config.bias_bits) for bias in biases])
-        run = Run(dut, {1: write_message(rows=12, act=3, shift=4, relu=relu)},
+        run = Run(dut, {1: write_messages(12, act=3, shift=4, relu=relu)},
                   accumulators.tolist(), 30)
         assert len(run.results) == 12
         for k, (cycle, act, values, saturated) in enumerate(run.results):
@@ -276,9 +356,9 @@ def test_channels_share_biases_and_are_counted_one_by_one(channels):
         assert clips[:3] == [channels, 1, 0]
 
 
-def test_write_begins_at_its_first_accumulator():
-    config = recurrent()
-    run = Run(WriteBack(config), {0: write_message(rows=4, acc=7, act=2)},
+@pytest.mark.parametrize("config", [SMALL, recurrent()], ids=["SMALL", "recurrent"])
+def test_write_begins_at_its_first_accumulator(config):
+    run = Run(WriteBack(config), {0: write_messages(4, acc=7, act=2)},
               [1024 * row for row in range(12)], 20)
     assert [row for _, row in run.drains] == [7, 8, 9, 10]
     assert [(act, value) for _, act, value, _ in run.results] == [
@@ -297,7 +377,7 @@ def test_a_token_drains_the_accumulators_of_one_unit(gates, period):
     biases = [4 * (3 * k - 40) for k in range(config.bias_depth)]
     dut = WriteBack(config, init=[unsigned(bias, config.bias_bits) for bias in biases])
     tokens = [first + period * k for k in range(units)]
-    run = Run(dut, {2: write_message(Kind.CELL, acc=11, bias=5, rows=29, gates=gates - 1)},
+    run = Run(dut, {2: write_message(Kind.CELL, acc=11, act=29, bias=5, gates=gates - 1)},
               accumulators, first + period * units + 20, tokens=tokens)
     drained = [token + 1 + k for token in tokens for k in range(gates)]
     assert run.drains == list(zip(drained, range(11, 11 + rows), strict=True))
@@ -321,9 +401,9 @@ def test_cells_and_writes_take_turns():
     config = recurrent(acc_depth=30)
     accumulators = [-1024 * 16 * (row + 1) for row in range(30)]
     messages = {
-        0: write_message(rows=3, acc=20, act=4, shift=0),
+        0: write_messages(3, acc=20, act=4, shift=0),
         20: write_message(Kind.CELL, acc=2, gates=3, shift=1),
-        50: write_message(rows=2, acc=10, act=9, relu=1),
+        50: write_messages(2, acc=10, act=9, relu=1),
         70: write_message(Kind.CELL, acc=25, gates=0, shift=2, relu=1),
         90: write_message(Kind.CELL, acc=0, gates=0, shift=2),
     }
@@ -336,10 +416,24 @@ def test_cells_and_writes_take_turns():
 
 
 def test_reset_ends_a_command():
-    run = Run(WriteBack(SMALL), {0: write_message(rows=12)}, [0] * 12, 20, reset_at=11)
-    first = WRITE_BACK_LATENCY
-    assert [cycle for cycle, *_ in run.results] == list(range(first, 12))
-    assert run.busy[-1] == 11
+    # The last message comes in the cycle of the reset.
+    for config in (SMALL, recurrent()):
+        run = Run(WriteBack(config), {0: write_messages(12), 16: write_messages(1, act=9)},
+                  [0] * 12, 30, reset_at=11)
+        first, after = WRITE_BACK_LATENCY, 16 + WRITE_BACK_LATENCY
+        assert [cycle for cycle, *_ in run.results] == [*range(first, 12), after]
+        assert run.results[-1][1] == 9
+        assert run.busy == [*range(1, 12), *range(17, after + 1)]
+
+
+def test_reset_ends_the_drain_of_a_unit():
+    config = recurrent()
+    messages = {0: write_message(Kind.CELL, acc=2, gates=3),
+                8: write_message(Kind.CELL, acc=5, gates=1)}
+    run = Run(WriteBack(config), messages, [0] * 12, 30, reset_at=6, tokens=[4, 10])
+    assert run.drains == [(5, 2), (6, 3), (11, 5), (12, 6)]
+    assert [cycle for cycle, *_ in run.gates] == [
+        cycle + WRITE_BACK_LATENCY - 1 for cycle in (11, 12)]
 
 
 def test_constructor_errors():
