@@ -121,7 +121,7 @@ def test_verilog_has_stable_ports(capsys, small, tmp_path):
     head = text[text.index("module openese("):]
     head = head[:head.index(";")]
     names = {name.strip() for name in head[head.index("(") + 1:head.index(")")].split(",")}
-    assert names == {"clk", "rst", *(f"{port}_{part}" for port in (
+    assert names == {"clk", "rst", "reset", *(f"{port}_{part}" for port in (
         "i_host", "o_host", "i_act", "o_act") for part in ("payload", "valid", "ready"))}
 
 

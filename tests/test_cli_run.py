@@ -116,13 +116,13 @@ def test_lenet_on_a_ulx3s(files, ulx3s):
         "vectors", "outputs", "mismatches", "first_mismatch", "error_percent",
         "float_error_percent")} == {
         "name": "lenet_300_100.ese", "port": ulx3s.port, "board": "ulx3s-12f",
-        "preset": "ulx3s-12f", "n_pes": 4, "channels": 1, "clock_hz": 80_000_000,
+        "preset": "ulx3s-12f", "n_pes": 4, "channels": 1, "clock_hz": 75_000_000,
         "baud": 1_000_000, "recurrent": False, "vectors": 20, "outputs": 200, "mismatches": 0,
         "first_mismatch": None, "error_percent": 0, "float_error_percent": 0}
     for key in ("load_seconds", "seconds", "latency_ms", "vectors_per_second", "stalls"):
         assert data[key] > 0
     assert data["cycles_per_vector"] == data["cycles"] / 20
-    assert data["engine_vectors_per_second"] == 80e6 / data["cycles_per_vector"]
+    assert data["engine_vectors_per_second"] == 75e6 / data["cycles_per_vector"]
     # The line carried 16 bits of every pixel, and of every output and the head before it.
     assert data["link"]["bytes_out"] > 20 * 784 * 2
     assert data["link"]["bytes_in"] > 20 * 10 * 3
