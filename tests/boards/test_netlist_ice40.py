@@ -127,7 +127,6 @@ def test_engine(simulate):
     assert "SB_SPRAM256KA" not in cells
 
 
-@pytest.mark.slow  # minutes of synthesis
 @pytest.mark.parametrize("direct", [False, True])
 def test_engine_with_matrices_in_spram(simulate, direct):
     """Two networks, each loaded as an UP5K engine must be; the second one over the first."""
