@@ -131,7 +131,7 @@ BOARDS: dict[str, Board] = {board.name: board for board in (
         input_lanes=4), 96.0),
     _orangecrab("85", OrangeCrabR0_2_85FPlatform, 208, EngineConfig(
         n_pes=16, spmat_depth=8192, ptr_depth=2048, bias_depth=128, act_depth=512, acc_depth=64,
-        shift_bits=4, state_depth=512, peephole_depth=512, input_lanes=4), 96.0),
+        shift_bits=4, state_depth=512, peephole_depth=512, input_lanes=4), 72.0),
     Board("ecpix5-85f", ECPIX585Platform, ECP5, "ECP5 LFE5UM5G-85F, grade 8", 208, EngineConfig(
         n_pes=32, spmat_depth=4096, ptr_depth=2048, bias_depth=64, act_depth=256, acc_depth=32,
         input_lanes=4), 100.0, "USB serial (second port of the FT2232H)", _RGB_LED,
