@@ -26,6 +26,7 @@ from openese.hdl.act_queue import ActQueue
 from openese.hdl.cells import Cells
 from openese.hdl.cells_serial import SerialCells
 from openese.hdl.decode import Decode
+from openese.hdl.drain import Drain
 from openese.hdl.elementwise import ElementWise
 from openese.hdl.elementwise_serial import SerialElementWise
 from openese.hdl.engine import Engine
@@ -35,9 +36,10 @@ from openese.hdl.gather import GatherTree
 from openese.hdl.host import HostInterface
 from openese.hdl.input_buffer import InputBuffer
 from openese.hdl.layouts import broadcast_signature
-from openese.hdl.lnzd import ARITY, LnzdLeaf, LnzdNode
+from openese.hdl.lnzd import ARITY, LnzdNode
 from openese.hdl.multiply import Multiplier
 from openese.hdl.pe import ProcessingElement
+from openese.hdl.pre_activations import PreActivations
 from openese.hdl.ptr_read import PtrRead
 from openese.hdl.sequencer import Sequencer
 from openese.hdl.spmat_read import SpMatRead, SpMatStream
@@ -169,22 +171,24 @@ def units_of(config: EngineConfig) -> dict[str, Callable[[], wiring.Component]]:
         "decode": lambda: Decode(config),
         "multiplier": lambda: Multiplier(config.weight_bits, config.act_bits),
         "accumulate": lambda: Accumulate(config),
+        "drain": lambda: Drain(config),
         "write_back": lambda: WriteBack(config),
         "act_memory": lambda: ActMemory(config),
         "relay": lambda: Relay(broadcast_signature(config)),
         "lnzd_node": lambda: LnzdNode(config, min(ARITY, config.n_pes), 0),
-        "lnzd_leaf": lambda: LnzdLeaf(config, min(ARITY, config.n_pes)),
         "sequencer": lambda: Sequencer(config),
         "host": lambda: HostInterface(config),
         "input_buffer": lambda: InputBuffer(config),
         "link": lambda: Link(config),
     }
+    del units["write_back" if config.recurrent else "drain"]
     if not config.pointers:
         del units["ptr_read"]
     if config.recurrent:
         elementwise, cells = ((SerialElementWise, SerialCells) if config.serial_cells
                               else (ElementWise, Cells))
-        units |= {"elementwise": lambda: elementwise(config), "cells": lambda: cells(config),
+        units |= {"pre_activations": lambda: PreActivations(config),
+                  "elementwise": lambda: elementwise(config), "cells": lambda: cells(config),
                   "gather": lambda: GatherTree(config)}
     return units
 

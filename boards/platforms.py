@@ -123,14 +123,14 @@ BOARDS: dict[str, Board] = {board.name: board for board in (
         n_pes=8, spmat_depth=4096, ptr_depth=2048, bias_depth=128, act_depth=256, acc_depth=128,
         input_lanes=4), 75.0),
     _ulx3s("45", ULX3S_45F_Platform, 108, EngineConfig(
-        n_pes=16, spmat_depth=4096, ptr_depth=2048, bias_depth=128, act_depth=256, acc_depth=64,
+        n_pes=16, spmat_depth=4096, ptr_depth=2048, bias_depth=512, act_depth=256, acc_depth=64,
         shift_bits=4, state_depth=256, peephole_depth=256, input_lanes=4), 50.0),
     _ulx3s("85", ULX3S_85F_Platform, 208, PRESETS["ulx3s-85f"], 90.0),
     _orangecrab("25", OrangeCrabR0_2_25FPlatform, 56, EngineConfig(
         n_pes=8, spmat_depth=4096, ptr_depth=2048, bias_depth=128, act_depth=256, acc_depth=128,
         input_lanes=4), 96.0),
     _orangecrab("85", OrangeCrabR0_2_85FPlatform, 208, EngineConfig(
-        n_pes=16, spmat_depth=8192, ptr_depth=2048, bias_depth=128, act_depth=512, acc_depth=64,
+        n_pes=16, spmat_depth=8192, ptr_depth=2048, bias_depth=512, act_depth=512, acc_depth=64,
         shift_bits=4, state_depth=512, peephole_depth=512, input_lanes=4), 72.0),
     Board("ecpix5-85f", ECPIX585Platform, ECP5, "ECP5 LFE5UM5G-85F, grade 8", 208, EngineConfig(
         n_pes=32, spmat_depth=4096, ptr_depth=2048, bias_depth=64, act_depth=256, acc_depth=32,

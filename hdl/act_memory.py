@@ -47,6 +47,7 @@ class ActMemory(wiring.Component):
     i : ``In(broadcast_signature(config))``
     i_input : ``In(stream.Signature(lane_layout(config), always_ready=True))``
     i_result : ``In(stream.Signature(result_layout(config), always_ready=True))``
+        Not of recurrent engines, whose results come as beats of input.
     o : ``Out(stream.Signature(scan_layout(config, 0)))``
 
     Raises
@@ -66,14 +67,16 @@ class ActMemory(wiring.Component):
                 data.StructLayout({"value": signed(config.act_bits), "nonzero": 1}),
                 config.channels),
             depth=config.act_depth, init=[])
-        super().__init__({
+        members = {
             "id": In(config.pe_bits),
             "group": In(lane_layout(config)["group"].shape),
             "i": In(broadcast_signature(config)),
             "i_input": In(stream.Signature(lane_layout(config), always_ready=True)),
-            "i_result": In(stream.Signature(result_layout(config), always_ready=True)),
             "o": Out(stream.Signature(scan_layout(config, 0))),
-        })
+        }
+        if not config.recurrent:
+            members["i_result"] = In(stream.Signature(result_layout(config), always_ready=True))
+        super().__init__(members)
 
     def elaborate(self, platform):
         m = Module()
@@ -84,18 +87,14 @@ class ActMemory(wiring.Component):
         read = words.read_port()
 
         # Registered, so that the zero test has a cycle of its own. A scan starts later than that.
-        beat, result = self.i_input.payload, self.i_result.payload
+        beat = self.i_input.payload
         mine = self.i_input.valid & (beat.group == self.group)
         written = Signal(values_layout(config), reset_less=True)
         write_addr = Signal.like(write.addr, reset_less=True)
         write_en = Signal.like(write.en)
         every = ~Const(0, len(write.en))
         m.d.sync += [
-            write_en.eq(Mux(mine | self.i_result.valid, every, 0)),
-            write_addr.eq(Mux(self.i_result.valid, result.act, beat.act)),
-            written.eq(Mux(self.i_result.valid, result.values, beat.values)),
-            Assert(~(mine & self.i_result.valid), "input and write-back met"),
-        ]
+            write_en.eq(Mux(mine, every, 0)), write_addr.eq(beat.act), written.eq(beat.values)]
         if config.recurrent:
             load = self.i.payload.args.load
             with m.If(self.i.valid & (self.i.payload.kind == Kind.LOAD_ACT)
@@ -103,7 +102,13 @@ class ActMemory(wiring.Component):
                 m.d.sync += [
                     write_en.eq(1 if config.channels == 1 else 1 << load.channel),
                     write_addr.eq(load.addr), *(value.eq(load.data) for value in written),
-                    Assert(~(mine | self.i_result.valid), "a load met another write")]
+                    Assert(~mine, "a load met another write")]
+        else:
+            result = self.i_result.payload
+            with m.If(self.i_result.valid):
+                m.d.sync += [
+                    write_en.eq(every), write_addr.eq(result.act), written.eq(result.values),
+                    Assert(~mine, "input and write-back met")]
         m.d.comb += [write.en.eq(write_en), write.addr.eq(write_addr)]
         for slot, value in zip(write.data, written, strict=True):
             m.d.comb += [slot.value.eq(value), slot.nonzero.eq(value != 0)]

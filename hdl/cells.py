@@ -9,7 +9,7 @@ from openese.model.program import Op
 
 from .checks import checked_config, checked_contents
 from .elementwise import ElementWise
-from .gather import gate_layout
+from .gather import sum_layout
 from .layouts import (
     Kind,
     act_out_layout,
@@ -18,6 +18,7 @@ from .layouts import (
     instruction_layout,
     scan_layout,
 )
+from .pre_activations import PreActivations
 from .skid import Skid
 from .units import Units
 
@@ -28,8 +29,9 @@ class Cells(wiring.Component):
     """Executes CELL and STATE instructions beside the sequencer, one at a time.
 
     CELL waits until the accumulators are complete in all PEs, then sends tokens. A token goes
-    from PE to PE; each drains the accumulators of its next unit. The units come back through the
-    gather tree in order, run through `ElementWise`, and its results wait in a queue until all of
+    from PE to PE; each drains the accumulators of its next unit. They come back through the gather
+    tree in order, become pre-activations (`PreActivations`) and units (`Units`), and run through
+    `ElementWise`, the results of which wait in a queue until all of
     their destinations take them: the activation memories, the sequencer, which broadcasts them as
     columns, and the output stream. Tokens are sent only while that queue has room for a result
     of every PE.
@@ -43,6 +45,8 @@ class Cells(wiring.Component):
         Engine configuration.
     peepholes
         Words the peephole memory starts with.
+    biases
+        Of every lane, words its bias memory starts with.
 
     Members
     -------
@@ -56,7 +60,7 @@ class Cells(wiring.Component):
         Some PE has not accumulated all that came before the CELL message.
     o_token : ``Out(1)``
         To PE 0.
-    i : ``In(gate_layout(config)).array(4)``
+    i : ``In(sum_layout(config)).array(4)``
         From the gather tree.
     i_load : ``In(broadcast_signature(config))``
     o_feed : ``Out(stream.Signature(scan_layout(config, 2 * lnzd_levels)))``
@@ -64,7 +68,8 @@ class Cells(wiring.Component):
     o_beat : ``Out(input_signature(config))``
         Results for the activation memories.
     o_act : ``Out(stream.Signature(act_out_layout(config)))``
-    saturations : ``Out(range(channels + 1))``
+    saturations : ``Out``
+        Values clipped in this cycle.
 
     Raises
     ------
@@ -74,19 +79,20 @@ class Cells(wiring.Component):
         More words than the memory holds, or a word that is not an unsigned integer of its width.
     """
 
-    def __init__(self, config: EngineConfig, peepholes=()):
+    def __init__(self, config: EngineConfig, peepholes=(), biases=()):
         self._config = checked_config(config)
+        self.pre_activations = PreActivations(config, biases)
         self.elementwise = ElementWise(config, checked_contents(
             "peephole", peepholes, config.peephole_depth, 3 * config.act_bits))
         super().__init__({
             "start": In(1), "command": In(instruction_layout(config)),
             "active": In(config.channels), "idle": Out(1), "fence": In(1), "o_token": Out(1),
-            "i": In(gate_layout(config)).array(GATE_LANES),
+            "i": In(sum_layout(config)).array(GATE_LANES),
             "i_load": In(broadcast_signature(config)),
             "o_feed": Out(stream.Signature(scan_layout(config, 2 * config.lnzd_levels))),
             "o_beat": Out(input_signature(config)),
             "o_act": Out(stream.Signature(act_out_layout(config))),
-            "saturations": Out(range(config.channels + 1)),
+            "saturations": Out(range((GATE_LANES + 1) * config.channels + 1)),
         })
 
     def elaborate(self, platform):
@@ -99,18 +105,24 @@ class Cells(wiring.Component):
             width=width, depth=config.results_depth)
         m.submodules.skid = skid = Skid(act_out_layout(config))
         wiring.connect(m, skid.o, wiring.flipped(self.o_act))
-        for port, gate in zip(units.i, self.i, strict=True):
-            m.d.comb += port.eq(gate)
+        m.submodules.pre_activations = pre_activations = self.pre_activations
 
         command = Signal.like(self.command, reset_less=True)
         active = Signal.like(self.active, reset_less=True)
         m.d.comb += [
+            pre_activations.start.eq(self.start), pre_activations.base.eq(self.command.base),
+            pre_activations.shift.eq(command.shift), pre_activations.relu.eq(command.relu),
+            pre_activations.biased.eq(command.biased),
             units.four.eq(command.gates[0]), units.clear.eq(self.start),
             elementwise.cell.eq(command.cell), elementwise.peephole.eq(command.peephole),
             elementwise.cell_shift.eq(command.cell_shift),
             elementwise.peep_shift.eq(command.peep_shift), elementwise.active.eq(active),
-            self.saturations.eq(elementwise.saturated),
+            elementwise.hold.eq(command.hold),
+            self.saturations.eq(elementwise.saturated + pre_activations.saturated),
         ]
+        for sums, taken, gate, port in zip(
+                self.i, pre_activations.i, pre_activations.o, units.i, strict=True):
+            m.d.comb += [taken.eq(sums), port.eq(gate)]
         self._load(m, elementwise)
         arriving = self._feed_units(m, command, units, elementwise)
         taken, finished, dumped = self._give_results(m, command, results, skid)
@@ -177,7 +189,9 @@ class Cells(wiring.Component):
 
     def _load(self, m: Module, elementwise: ElementWise) -> None:
         kind, load = self.i_load.payload.kind, self.i_load.payload.args.load
+        biases = self.pre_activations.i_load
         m.d.comb += [
+            biases.valid.eq(self.i_load.valid), biases.payload.eq(self.i_load.payload),
             elementwise.load_valid.eq(self.i_load.valid & (
                 (kind == Kind.LOAD_CELL) | (kind == Kind.LOAD_RESULT)
                 | (kind == Kind.LOAD_PEEPHOLE))),

@@ -11,7 +11,7 @@ from openese.model.program import Op
 
 from .checks import checked_config, checked_contents
 from .elementwise_serial import SerialElementWise
-from .gather import gate_layout
+from .gather import sum_layout
 from .layouts import (
     Kind,
     act_out_layout,
@@ -20,6 +20,7 @@ from .layouts import (
     instruction_layout,
     scan_layout,
 )
+from .pre_activations import PreActivations
 
 __all__ = ["SerialCells"]
 
@@ -39,12 +40,14 @@ class SerialCells(wiring.Component):
         Engine configuration with ``serial_cells``.
     peepholes
         Words the peephole memory starts with.
+    biases
+        Words the bias memory starts with, as a list of one.
 
     Members
     -------
     o_token : ``Out(1)``, o_pe : ``Out(pe_bits)``
         To this PE.
-    i : ``In(gate_layout(config)).array(1)``
+    i : ``In(sum_layout(config)).array(1)``
         From the gather tree.
     start, command, active, idle, fence, i_load, o_feed, o_beat, o_act, saturations
         As of `Cells`.
@@ -58,26 +61,28 @@ class SerialCells(wiring.Component):
         that is not an unsigned integer of its width.
     """
 
-    def __init__(self, config: EngineConfig, peepholes=()):
+    def __init__(self, config: EngineConfig, peepholes=(), biases=()):
         self._config = checked_config(config)
+        self.pre_activations = PreActivations(config, biases)
         self.elementwise = SerialElementWise(config, checked_contents(
             "peephole", peepholes, config.peephole_depth, 3 * config.act_bits))
         super().__init__({
             "start": In(1), "command": In(instruction_layout(config)),
             "active": In(1), "idle": Out(1), "fence": In(1),
             "o_token": Out(1), "o_pe": Out(config.pe_bits),
-            "i": In(gate_layout(config)).array(config.gate_lanes),
+            "i": In(sum_layout(config)).array(config.gate_lanes),
             "i_load": In(broadcast_signature(config)),
             "o_feed": Out(stream.Signature(scan_layout(config, 2 * config.lnzd_levels))),
             "o_beat": Out(input_signature(config)),
             "o_act": Out(stream.Signature(act_out_layout(config))),
-            "saturations": Out(1),
+            "saturations": Out(2),
         })
 
     def elaborate(self, platform):
         m = Module()
         config = self._config
         m.submodules.elementwise = elementwise = self.elementwise
+        m.submodules.pre_activations = pre_activations = self.pre_activations
 
         command = Signal.like(self.command, reset_less=True)
         is_state = Signal(reset_less=True)
@@ -90,13 +95,19 @@ class SerialCells(wiring.Component):
             elementwise.cell_shift.eq(command.cell_shift),
             elementwise.peep_shift.eq(command.peep_shift),
             elementwise.four.eq(command.gates[0]), elementwise.clear.eq(self.start),
-            elementwise.i_valid.eq(self.i[0].valid), elementwise.i_gate.eq(self.i[0].values[0]),
+            pre_activations.i[0].eq(self.i[0]), pre_activations.start.eq(self.start),
+            pre_activations.base.eq(self.command.base), pre_activations.shift.eq(command.shift),
+            pre_activations.relu.eq(command.relu), pre_activations.biased.eq(command.biased),
+            pre_activations.i_load.valid.eq(self.i_load.valid),
+            pre_activations.i_load.payload.eq(self.i_load.payload),
+            elementwise.i_valid.eq(pre_activations.o[0].valid),
+            elementwise.i_gate.eq(pre_activations.o[0].values[0]),
             elementwise.i_state.eq(command.state), elementwise.i_peep.eq(command.peep),
             elementwise.load_valid.eq(self.i_load.valid & (
                 (kind == Kind.LOAD_CELL) | (kind == Kind.LOAD_PEEPHOLE))),
             elementwise.load_target.eq(kind.as_value() - Kind.LOAD_CELL.value),
             elementwise.load_addr.eq(load.addr), elementwise.load_data.eq(load.data),
-            self.saturations.eq(elementwise.saturated),
+            self.saturations.eq(elementwise.saturated + pre_activations.saturated),
         ]
         taken = self._give_result(m, command, elementwise.o, pe, last_of_row, last)
 

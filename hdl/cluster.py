@@ -11,10 +11,10 @@ from openese.model.config import EngineConfig
 from .act_memory import lane_layout
 from .checks import checked_config
 from .fan import ARITY, Relay, StatusNode
-from .gather import gate_layout
+from .gather import sum_layout
 from .layouts import broadcast_signature, scan_layout, status_layout, values_layout
 from .lnzd import ARITY as LNZD_ARITY
-from .lnzd import LnzdLeaf
+from .lnzd import LnzdNode
 from .pe import ProcessingElement
 
 __all__ = ["Cluster", "cluster_lanes", "cluster_sizes", "spread_signature"]
@@ -67,7 +67,7 @@ class Cluster(wiring.Component):
     i_input : ``In(spread_signature(config))``
     o : ``Out(stream.Signature(scan_layout(config, 2)))`` array
         One for every four PEs.
-    gate : ``Out(gate_layout(config))`` array
+    gate : ``Out(sum_layout(config))`` array
     i_token, o_token : ``In(1)`` array, ``Out(1)`` array
         Of every PE.
     status : ``Out(status_layout(config, 1))``
@@ -92,7 +92,7 @@ class Cluster(wiring.Component):
             "reset": In(1),
             "i": In(broadcast_signature(config)), "i_input": In(spread_signature(config)),
             "o": Out(stream.Signature(scan_layout(config, 2))).array(-(-size // LNZD_ARITY)),
-            "gate": Out(gate_layout(config)).array(size),
+            "gate": Out(sum_layout(config)).array(size),
             "i_token": In(1).array(size), "o_token": Out(1).array(size),
             "status": Out(status_layout(config, 1)),
         })
@@ -110,7 +110,7 @@ class Cluster(wiring.Component):
         relay = place("relay", Relay(broadcast_signature(config)))
         beat = place("input_relay", Relay(spread_signature(config)))
         status = place("status", StatusNode(config, size, 0))
-        leaves = [place(f"lnzd_{k}", LnzdLeaf(config, min(LNZD_ARITY, size - LNZD_ARITY * k)))
+        leaves = [place(f"lnzd_{k}", LnzdNode(config, min(LNZD_ARITY, size - LNZD_ARITY * k), 0))
                   for k in range(len(self.o))]
         wiring.connect(m, wiring.flipped(self.i), relay.i)
         wiring.connect(m, wiring.flipped(self.i_input), beat.i)

@@ -48,6 +48,8 @@ class ElementWise(wiring.Component):
     cell : ``In(2)``, peephole : ``In(1)``, cell_shift, peep_shift : ``In(3)``
     active : ``In(channels)``
         What to compute, see `openese.model.program`; steady while anything is inside.
+    hold : ``In(1)``
+        Channels that are not active give their former results.
     i_valid : ``In(1)``, i_gates : ``In(gates)``
         Four pre-activations of every channel.
     i_state : ``In(state_addr_bits)``, i_peep : ``In(peephole_addr_bits)``
@@ -88,7 +90,7 @@ class ElementWise(wiring.Component):
             init=checked_contents("peephole", peepholes, config.peephole_depth, 3 * bits))
         super().__init__({
             "cell": In(2), "peephole": In(1), "cell_shift": In(3), "peep_shift": In(3),
-            "active": In(config.channels),
+            "active": In(config.channels), "hold": In(1),
             "i_valid": In(1),
             "i_gates": In(data.ArrayLayout(
                 data.ArrayLayout(signed(bits), GATE_LANES), config.channels)),
@@ -163,11 +165,13 @@ class ElementWise(wiring.Component):
         former = Signal(values_layout(config), reset_less=True)
         m.d.comb += [
             read.addr.eq(state[_RESULT - 2]), write.addr.eq(state[self.LATENCY]),
-            write.data.eq(values), write.en.eq(Mux(valid[self.LATENCY], self.active, 0)),
+            write.data.eq(values),
+            write.en.eq(Mux(valid[self.LATENCY] & self.hold, self.active, 0)),
         ]
         m.d.sync += former.eq(read.data)
         for c in range(config.channels):
-            m.d.sync += values[c].eq(Mux(self.active[c], result[c], former[c]))
+            m.d.sync += values[c].eq(
+                Mux(self.active[c] | ~self.hold, result[c], former[c]))
         with m.If(self.load_valid & (self.load_target == 1)):
             m.d.comb += [write.addr.eq(self.load_addr), write.data.as_value().eq(as_loaded),
                          write.en.eq(load_enable)]

@@ -158,7 +158,8 @@ class Engine(wiring.Component):
             first += size
         if config.recurrent:
             kind = SerialCells if config.serial_cells else Cells
-            cells = place("cells", kind(config, image.peephole if image is not None else ()))
+            memories = () if image is None else (image.peephole, image.bias.tolist())
+            cells = place("cells", kind(config, *memories))
             gather = place("gather", GatherTree(config))
             self._join_cells(m, cells, gather, clusters, sequencer, host, status)
             beats = cells.o_beat
@@ -214,7 +215,10 @@ class Engine(wiring.Component):
         """What the memories of a PE start with, as the integers Amaranth takes."""
         if self.image is None:
             return {}
-        return {
+        contents = {
             "spmat": self.image.spmat[pe].tolist(), "ptr": self.image.ptr[pe].tolist(),
-            "bias": self.image.bias[pe].tolist(), "codebook": self.image.codebook.tolist(),
+            "codebook": self.image.codebook.tolist(),
         }
+        # Biases of a recurrent engine are at its element-wise unit.
+        return contents if self.config.recurrent else contents | {
+            "bias": self.image.bias[pe].tolist()}

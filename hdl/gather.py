@@ -1,4 +1,4 @@
-"""Gather: brings the PEs' gate pre-activations to the element-wise unit, a unit per cycle."""
+"""Gather: brings the PEs' accumulators to the element-wise unit, a unit per cycle."""
 
 from amaranth import *
 from amaranth.lib import data, wiring
@@ -10,12 +10,18 @@ from .checks import checked_config
 from .fan import ARITY
 from .layouts import values_layout
 
-__all__ = ["GatherTree", "gate_layout"]
+__all__ = ["GatherTree", "gate_layout", "sum_layout"]
 
 
 def gate_layout(config: EngineConfig) -> data.StructLayout:
     """A pre-activation of every channel on its way to the element-wise unit."""
     return data.StructLayout({"values": values_layout(config), "valid": 1})
+
+
+def sum_layout(config: EngineConfig) -> data.StructLayout:
+    """What a PE has accumulated for a pre-activation of every channel."""
+    return data.StructLayout({
+        "values": data.ArrayLayout(signed(config.acc_bits), config.channels), "valid": 1})
 
 
 class GatherTree(wiring.Component):
@@ -34,8 +40,8 @@ class GatherTree(wiring.Component):
 
     Members
     -------
-    i : ``In(gate_layout(config)).array(n_pes)``
-    o : ``Out(gate_layout(config)).array(gate_lanes)``
+    i : ``In(sum_layout(config)).array(n_pes)``
+    o : ``Out(sum_layout(config)).array(gate_lanes)``
 
     Raises
     ------
@@ -46,13 +52,13 @@ class GatherTree(wiring.Component):
     def __init__(self, config: EngineConfig):
         self._config = checked_config(config)
         super().__init__({
-            "i": In(gate_layout(config)).array(config.n_pes),
-            "o": Out(gate_layout(config)).array(config.gate_lanes),
+            "i": In(sum_layout(config)).array(config.n_pes),
+            "o": Out(sum_layout(config)).array(config.gate_lanes),
         })
 
     def elaborate(self, platform):
         m = Module()
-        layout, count = gate_layout(self._config), self._config.gate_lanes
+        layout, count = sum_layout(self._config), self._config.gate_lanes
         # A node joins eight neighbours, lane by lane; idle inputs count as zero.
         nodes = [[[self.i[p]] if p % count == lane else [] for lane in range(count)]
                  for p in range(self._config.n_pes)]

@@ -18,14 +18,14 @@ class Kind(enum.Enum, shape=4):
 
     ACT = 0  #: a non-zero activation and the address of its column pointer
     SCAN = 1  #: read a region of the activation memory out through the LNZD tree
-    WRITE = 2  #: round, saturate and write back an accumulator of every PE, clearing it
+    WRITE = 2  #: clear an accumulator of every PE, after rounding and writing it back if need be
     LOAD_SPMAT = 3
     LOAD_PTR = 4
     LOAD_BIAS = 5
     LOAD_CODEBOOK = 6
     LOAD_ACT = 7
     FEED = 8  #: the columns that follow come from the element-wise unit; like SCAN without a scan
-    CELL = 9  #: mark the end of what a cell depends on, and prepare its write-back
+    CELL = 9  #: mark the end of what a cell depends on, and prepare its drain
     LOAD_CELL = 10  #: of the element-wise unit, as the next two
     LOAD_RESULT = 11
     LOAD_PEEPHOLE = 12
@@ -55,8 +55,7 @@ def broadcast_layout(config: EngineConfig) -> data.StructLayout:
     act = {"values": values_layout(config)}
     scan = {"act": config.act_addr_bits, "rows": config.rows_bits, "rem": config.pe_bits + 1,
             "route": route_layout(config), "dense": 1}
-    write = {"act": config.act_addr_bits, "acc": config.acc_addr_bits,
-             "bias": config.bias_addr_bits, "shift": config.shift_bits, "relu": 1, "discard": 1}
+    write = {"acc": config.acc_addr_bits}
     load = {"pe": config.pe_bits, "addr": load_addr_bits, "data": load_bits}
     if config.pointers:
         act |= {"ptr": config.ptr_addr_bits}
@@ -64,6 +63,10 @@ def broadcast_layout(config: EngineConfig) -> data.StructLayout:
         scan |= {"spmat": config.spmat_addr_bits}
     if config.recurrent:
         write |= {"gates": 2}
+    else:
+        write |= {"act": config.act_addr_bits, "bias": config.bias_addr_bits,
+                  "shift": config.shift_bits, "relu": 1, "discard": 1}
+    if config.recurrent:
         load |= {"channel": max(1, (config.channels - 1).bit_length())}
         load["addr"] = max(load_addr_bits, config.act_addr_bits, config.state_addr_bits,
                            config.peephole_addr_bits)

@@ -10,7 +10,7 @@ from .checks import checked_config
 from .layouts import scan_layout
 from .skid import Skid
 
-__all__ = ["ARITY", "LnzdLeaf", "LnzdNode", "LnzdTree"]
+__all__ = ["ARITY", "LnzdNode", "LnzdTree"]
 
 #: Children of a node.
 ARITY = 4
@@ -55,16 +55,19 @@ class LnzdNode(wiring.Component):
             raise ValueError(f"children must be 1 to {ARITY}, not {children!r}")
         self._children = children
         self._lane_bits = lane_bits
-        self._o_layout = scan_layout(config, lane_bits + 2)
         super().__init__({
             "i": In(stream.Signature(scan_layout(config, lane_bits))).array(children),
-            "o": Out(stream.Signature(self._o_layout)),
+            "o": Out(stream.Signature(scan_layout(config, lane_bits + 2))),
         })
 
     def elaborate(self, platform):
         m = Module()
-        heads = list(self.i)
         count = self._children
+        heads = []
+        for k, port in enumerate(self.i):
+            m.submodules[f"input_{k}"] = skid = Skid(port.payload.shape())
+            wiring.connect(m, wiring.flipped(port), skid.i)
+            heads.append(skid.o)
 
         # Children whose items of this row have all been taken.
         done = Signal(count)
@@ -75,14 +78,13 @@ class LnzdNode(wiring.Component):
             with m.If(pending[k]):
                 m.d.comb += pick.eq(k)
 
-        m.submodules.skid = skid = Skid(self._o_layout)
-        item = skid.i.payload
+        item = self.o.payload
         last = Signal(count)
         finished = Signal(count)
         m.d.comb += [
             last.eq(Cat(head.payload.last for head in heads)),
             finished.eq(done | ~pending | (Cat(pick == k for k in range(count)) & last)),
-            skid.i.valid.eq((Cat(head.valid for head in heads) | done).all()),
+            self.o.valid.eq((Cat(head.valid for head in heads) | done).all()),
             item.nonzero.eq(pending.any()), item.last.eq(finished.all()),
         ]
         with m.Switch(pick):
@@ -92,62 +94,20 @@ class LnzdNode(wiring.Component):
                     m.d.comb += item.lane.eq(
                         Cat(head.payload.lane, Const(k, 2)) if self._lane_bits else k)
 
-        take = skid.i.valid & skid.i.ready
+        take = self.o.valid & self.o.ready
         for k, head in enumerate(heads):
             # A child's zero row is dropped together with whichever item is taken.
             m.d.comb += head.ready.eq(take & ~done[k] & ((pick == k) | ~pending[k]))
         with m.If(take):
             m.d.sync += done.eq(Mux(finished.all(), 0, finished))
-        wiring.connect(m, skid.o, wiring.flipped(self.o))
-        return m
-
-
-class LnzdLeaf(wiring.Component):
-    """A node over PEs, and a buffer in front of it for each.
-
-    The way from a PE may be long, and with the buffer beside its node it is crossed in a cycle of
-    its own, in both directions.
-
-    Latency: ``LNZD_INPUT_LATENCY + 1`` cycles. Throughput: as `LnzdNode`.
-
-    Parameters
-    ----------
-    config
-        Engine configuration.
-    children
-        1 to 4.
-
-    Members
-    -------
-    i : ``In(stream.Signature(scan_layout(config, 0)))`` array
-    o : ``Out(stream.Signature(scan_layout(config, 2)))``
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `LnzdNode`.
-    """
-
-    def __init__(self, config: EngineConfig, children: int):
-        self._config = config
-        self._node = LnzdNode(config, children, 0)
-        super().__init__(self._node.signature)
-
-    def elaborate(self, platform):
-        m = Module()
-        m.submodules.node = node = self._node
-        for k, (port, child) in enumerate(zip(self.i, node.i, strict=True)):
-            m.submodules[f"input_{k}"] = skid = Skid(scan_layout(self._config, 0))
-            wiring.connect(m, wiring.flipped(port), skid.i)
-            wiring.connect(m, skid.o, child)
-        wiring.connect(m, node.o, wiring.flipped(self.o))
         return m
 
 
 class LnzdTree(wiring.Component):
     """The tree over all leaves: rows of activations in, their non-zero elements out in order.
 
-    Latency: ``config.lnzd_levels - 1`` cycles. Throughput: a row takes ``max(1, non-zeros)``
+    Latency: ``config.lnzd_levels`` cycles: a level is 1, the first one is in the clusters, and
+    the root's items come from a buffer. Throughput: a row takes ``max(1, non-zeros)``
     cycles.
 
     Parameters
@@ -158,7 +118,7 @@ class LnzdTree(wiring.Component):
     Members
     -------
     i : ``In(stream.Signature(scan_layout(config, 2)))`` array
-        One of every `LnzdLeaf`.
+        One of every node over PEs.
     o : ``Out(stream.Signature(scan_layout(config, 2 * lnzd_levels)))``
         ``lane`` is the PE.
 
@@ -188,5 +148,7 @@ class LnzdTree(wiring.Component):
                     wiring.connect(m, head, port)
                 nodes.append(node)
             heads = [node.o for node in nodes]
-        wiring.connect(m, heads[0], wiring.flipped(self.o))
+        m.submodules.root = root = Skid(self.o.payload.shape())
+        wiring.connect(m, heads[0], root.i)
+        wiring.connect(m, root.o, wiring.flipped(self.o))
         return m

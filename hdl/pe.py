@@ -15,8 +15,9 @@ from .act_memory import ActMemory, lane_layout
 from .act_queue import ActQueue
 from .checks import checked_config
 from .decode import Decode
+from .drain import Drain
 from .fan import Relay
-from .gather import gate_layout
+from .gather import sum_layout
 from .layouts import Kind, broadcast_signature, scan_layout
 from .multiply import Multiplier
 from .ptr_read import PtrRead
@@ -30,9 +31,9 @@ class ProcessingElement(wiring.Component):
     """One PE: every ``n_pes``-th row of each matrix, and every ``n_pes``-th activation.
 
     broadcast -> PtrRead -> ActQueue -> SpMatRead -> Decode -> Multiplier -> Accumulate ->
-    WriteBack -> ActMemory -> scan items for the LNZD tree. Of a recurrent layer, write-back gives
-    its results to the element-wise unit. Draining takes a cycle of the matrix read for every
-    accumulator, so that both can go on at once.
+    WriteBack -> ActMemory -> scan items for the LNZD tree. A PE of a recurrent engine has a Drain
+    in the place of WriteBack, which gives its sums to the element-wise unit. Draining takes a cycle
+    of the matrix read for every accumulator, so that both can go on at once.
 
     Nothing in a PE depends on its number but the values of `id` and `group`, so that one module
     serves all.
@@ -54,10 +55,10 @@ class ProcessingElement(wiring.Component):
     i : ``In(broadcast_signature(config))``
     i_input : ``In(stream.Signature(lane_layout(config), always_ready=True))``
     o : ``Out(stream.Signature(scan_layout(config, 0)))``
-    gate : ``Out(gate_layout(config))``
-        Results for the element-wise unit.
+    gate : ``Out(sum_layout(config))``
+        Sums for the element-wise unit.
     i_token, o_token : ``In(1)``, ``Out(1)``
-        See `WriteBack`.
+        See `Drain`.
     busy, almost_full, fence, working : ``Out(1)``
         Registered. `fence` is high from a CELL message until everything before it has been
         accumulated, `working` after every entry.
@@ -80,7 +81,7 @@ class ProcessingElement(wiring.Component):
         self.multipliers = [Multiplier(config.weight_bits, config.act_bits)
                             for _ in range(config.channels)]
         self.accumulates = [Accumulate(config) for _ in range(config.channels)]
-        self.write_back = WriteBack(config, init=bias)
+        self.drain = Drain(config) if config.recurrent else WriteBack(config, init=bias)
         self.act_memory = ActMemory(config)
         assert Multiplier.LATENCY == MULTIPLY_LATENCY
         super().__init__({
@@ -89,7 +90,7 @@ class ProcessingElement(wiring.Component):
             "i": In(broadcast_signature(config)),
             "i_input": In(stream.Signature(lane_layout(config), always_ready=True)),
             "o": Out(stream.Signature(scan_layout(config, 0))),
-            "gate": Out(gate_layout(config)), "i_token": In(1), "o_token": Out(1),
+            "gate": Out(sum_layout(config)), "i_token": In(1), "o_token": Out(1),
             "busy": Out(1), "almost_full": Out(1), "fence": Out(1), "working": Out(1),
             "saturated": Out(range(config.channels + 1)),
         })
@@ -106,33 +107,39 @@ class ProcessingElement(wiring.Component):
             suffix = f"_{c}" if c else ""
             m.submodules[f"multiplier{suffix}"] = multiplier
             m.submodules[f"accumulate{suffix}"] = accumulate
-        m.submodules.write_back = write_back = self.write_back
+        drain = self.drain
+        m.submodules["drain" if self._config.recurrent else "write_back"] = drain
         m.submodules.act_memory = act_memory = self.act_memory
 
         wiring.connect(m, wiring.flipped(self.i), relay.i)
-        for port in (ptr_read.i, spmat_read.load, decode.i_broadcast, write_back.i, act_memory.i):
+        for port in (ptr_read.i, spmat_read.load, decode.i_broadcast, drain.i, act_memory.i):
             m.d.comb += [port.valid.eq(relay.o.valid), port.payload.eq(relay.o.payload)]
         wiring.connect(m, ptr_read.o, act_queue.i)
         wiring.connect(m, act_queue.o, spmat_read.i)
         wiring.connect(m, spmat_read.o, decode.i)
-        wiring.connect(m, write_back.o, act_memory.i_result)
         wiring.connect(m, wiring.flipped(self.i_input), act_memory.i_input)
         wiring.connect(m, act_memory.o, wiring.flipped(self.o))
-        m.d.comb += [
-            part.id.eq(self.id) for part in (ptr_read, spmat_read, write_back, act_memory)]
-        m.d.comb += [
-            act_memory.group.eq(self.group),
-            spmat_read.hold.eq(write_back.drain),
-            write_back.i_token.eq(self.i_token), self.o_token.eq(write_back.o_token),
-            self.gate.valid.eq(write_back.gate),
-            self.gate.values.eq(write_back.o.payload.values),
-        ]
+        m.d.comb += [part.id.eq(self.id) for part in (ptr_read, spmat_read, act_memory)]
+        m.d.comb += [act_memory.group.eq(self.group), spmat_read.hold.eq(drain.drain)]
+        drained = [accumulate.drained for accumulate in self.accumulates]
+        if self._config.recurrent:
+            m.d.comb += [
+                drain.i_token.eq(self.i_token), self.o_token.eq(drain.o_token),
+                self.gate.valid.eq(drain.valid),
+                *(port.eq(value) for port, value in zip(self.gate.values, drained, strict=True)),
+            ]
+        else:
+            wiring.connect(m, drain.o, act_memory.i_result)
+            m.d.comb += [
+                drain.id.eq(self.id), self.saturated.eq(drain.saturated),
+                *(port.eq(value) for port, value in zip(drain.drained, drained, strict=True)),
+            ]
 
         # The decoder gives the row with the multiplier's operands, and the accumulator wants it one
         # cycle before the product. A drain goes the same way, in the gap that its hold has left.
-        drain_row = Signal.like(write_back.row, reset_less=True)
+        drain_row = Signal.like(drain.row, reset_less=True)
         draining = Signal()
-        m.d.sync += [draining.eq(write_back.drain), drain_row.eq(write_back.row)]
+        m.d.sync += [draining.eq(drain.drain), drain_row.eq(drain.row)]
         rows = [Mux(draining, drain_row, decode.row)]
         valids, clears = [decode.valid | draining], [draining]
         for k in range(MULTIPLY_LATENCY - 1):
@@ -147,7 +154,6 @@ class ProcessingElement(wiring.Component):
             m.d.comb += [
                 multiplier.a.eq(decode.weight), multiplier.b.eq(decode.values[c]),
                 accumulate.product.eq(multiplier.p),
-                write_back.drained[c].eq(accumulate.drained),
                 accumulate.row.eq(rows[-1]), accumulate.valid.eq(valids[-1]),
                 accumulate.clear.eq(clears[-1]),
             ]
@@ -157,10 +163,9 @@ class ProcessingElement(wiring.Component):
         m.d.sync += [
             self.busy.eq(
                 arriving | ptr_read.busy | act_queue.o.valid | spmat_read.busy
-                | Cat(valids).any() | self.accumulates[0].busy | write_back.busy),
+                | Cat(valids).any() | self.accumulates[0].busy | drain.busy),
             self.almost_full.eq(act_queue.almost_full), self.working.eq(spmat_read.o.valid),
         ]
-        m.d.comb += self.saturated.eq(write_back.saturated)
         if self._config.recurrent:
             # The fence has passed when the entry before it has been added.
             passing = [spmat_read.fence] + [

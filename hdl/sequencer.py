@@ -195,16 +195,16 @@ class Sequencer(wiring.Component):
                 statements.append(scan.spmat.eq(instruction.spmat))
             return statements
 
-        def write_back(of_kind: Kind):
-            statements = [
-                self.o.valid.eq(1), kind.eq(of_kind),
+        def write_back():
+            if config.recurrent:
+                return [self.o.valid.eq(1), kind.eq(Kind.CELL), args.write.acc.eq(acc),
+                        args.write.gates.eq(instruction.gates)]
+            return [
+                self.o.valid.eq(1), kind.eq(Kind.WRITE),
                 args.write.act.eq(instruction.act), args.write.acc.eq(acc),
                 args.write.bias.eq(instruction.base), args.write.shift.eq(instruction.shift),
                 args.write.relu.eq(instruction.relu),
             ]
-            if config.recurrent:
-                statements.append(args.write.gates.eq(instruction.gates))
-            return statements
 
         def go_on(last, fetch: bool):
             """To the next instruction, or to the end of the pass."""
@@ -224,8 +224,9 @@ class Sequencer(wiring.Component):
         with m.FSM():
             with m.State("CLEAR"):
                 # A reset or a load leaves the accumulators of what was before behind.
-                m.d.comb += [
-                    self.o.valid.eq(1), kind.eq(Kind.WRITE), args.write.discard.eq(1)]
+                m.d.comb += [self.o.valid.eq(1), kind.eq(Kind.WRITE)]
+                if not config.recurrent:
+                    m.d.comb += args.write.discard.eq(1)
                 m.d.sync += [
                     stopping.eq(1), wait.eq(config.drain_wait - 1), dirty.eq(0), first.eq(1),
                     prefetched.eq(0), left.eq(config.acc_depth), row.eq(args.write),
@@ -287,25 +288,28 @@ class Sequencer(wiring.Component):
                             m.next = "OUTPUT"
                         if config.recurrent:
                             with m.Case(Op.CELL):
-                                m.d.comb += [*write_back(Kind.CELL), self.cells_start.eq(1)]
+                                m.d.comb += [*write_back(), self.cells_start.eq(1)]
                                 go_on(instruction.last, fetch=True)
                             with m.Case(Op.STATE):
                                 m.d.comb += self.cells_start.eq(1)
                                 go_on(instruction.last, fetch=True)
-                        with m.Default():
-                            m.d.comb += write_back(Kind.WRITE)
-                            m.d.sync += row.eq(args.write)
-                            m.next = "WRITE"
-                            with m.If(instruction.rows == 1):
-                                m.next = "DRAIN"
+                        else:
+                            with m.Default():
+                                m.d.comb += write_back()
+                                m.d.sync += row.eq(args.write)
+                                m.next = "WRITE"
+                                with m.If(instruction.rows == 1):
+                                    m.next = "DRAIN"
 
             with m.State("WRITE"):
                 # The first row has gone out with the instruction.
                 m.d.comb += [
                     self.computing.eq(~stopping), self.o.valid.eq(1), kind.eq(Kind.WRITE),
-                    args.write.eq(row), args.write.act.eq(row.act + 1),
-                    args.write.acc.eq(row.acc + 1), args.write.bias.eq(row.bias + 1),
+                    args.write.eq(row), args.write.acc.eq(row.acc + 1),
                 ]
+                if not config.recurrent:
+                    m.d.comb += [
+                        args.write.act.eq(row.act + 1), args.write.bias.eq(row.bias + 1)]
                 m.d.sync += [left.eq(left - 1), row.eq(args.write)]
                 with m.If(left == 2):
                     m.next = "DRAIN"

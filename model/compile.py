@@ -106,7 +106,9 @@ class Image:
         uint32 ``(n_pes, columns of all matrices)``: start address and length class. No columns
         for engines without pointers.
     bias
-        uint32 ``(n_pes, local rows of all layers)``: two's complement of ``bias_bits``.
+        uint32 ``(bias_lanes, words)``: two's complement of ``bias_bits``. Of every PE the local
+        rows of all layers; of an engine with element-wise unit, of every lane what comes there, in
+        that order.
     codebook
         uint32 ``(codebook_depth,)``: two's complement of ``weight_bits``, the same for all PEs.
         Empty for engines with direct weights.
@@ -318,7 +320,7 @@ class _Place:
     acc: tuple[int, int]
     bias: int
     projection_acc: int = 0
-    projection_bias: int = 0
+    projection_state: int = 0
     state: int = 0
     peep: int = 0
 
@@ -426,12 +428,14 @@ class _Layout:
         act = region[1] + odd
         # The accumulators of linear layers, which are empty between instructions, come first.
         acc = max(out_rows, default=0)
+        # Words that a row of biases takes in its memory: all PEs of a lane have theirs there.
+        per_bias = -(-config.n_pes // config.gate_lanes) if config.recurrent else 1
         bias = state = peep = matrix = linears = 0
         places = []
         for layer in layers:
             if isinstance(layer, QuantisedLayer):
                 places.append(_Place(matrix=matrix, act=region[linears % 2], acc=(0, 0), bias=bias))
-                bias += config.rows(layer.rows)
+                bias += config.rows(layer.rows) * per_bias
                 linears += 1
             else:
                 size = layer.slots * config.rows(layer.hidden)
@@ -443,13 +447,13 @@ class _Layout:
                 if _ping_pongs(layer, layers):
                     place.acc = place.acc[0], acc
                     acc += size
-                bias += size
+                bias += size * per_bias
                 state += layer.hidden
                 if layer.w_hr is not None:
-                    place.projection_acc, place.projection_bias = acc, bias
+                    place.projection_acc = acc
                     acc += config.rows(layer.rows)
-                    bias += config.rows(layer.rows)
-                    state += layer.rows
+                    if config.channels > 1:
+                        place.projection_state, state = state, state + layer.rows
                 if layer.peephole is not None:
                     peep += layer.hidden
             matrix += len(_matrices(layer))
@@ -463,16 +467,20 @@ class _Layout:
         return places
 
     def biases(self) -> NDArray[np.uint32]:
-        """Biases of all PEs; those of a projection are 0."""
-        config, parts = self._config, []
-        for layer in self._network.layers:
-            if isinstance(layer, QuantisedLayer):
-                parts.append(_interleave(layer.bias, config))
-            else:
-                parts.append(_interleave(layer.bias.reshape(layer.slots, -1).T, config))
-                if layer.w_hr is not None:
-                    parts.append(_interleave(np.zeros(layer.rows, dtype=np.int64), config))
-        return _unsigned(np.concatenate(parts, axis=1), config.bias_bits)
+        """Biases of all PEs or lanes; a projection has none."""
+        config = self._config
+        parts = [_interleave(layer.bias if isinstance(layer, QuantisedLayer)
+                             else layer.bias.reshape(layer.slots, -1).T, config)
+                 for layer in self._network.layers]
+        if not config.recurrent:
+            return _unsigned(np.concatenate(parts, axis=1)[:, :, 0], config.bias_bits)
+        lanes = np.zeros((config.bias_lanes, self.needs["bias_depth"]), dtype=np.int64)
+        for part, place in zip(parts, self._places, strict=True):
+            for k, lane in enumerate(lanes):
+                # Row by row, in each all PEs of the lane, of each PE all slots.
+                own = part[k::config.gate_lanes].transpose(1, 0, 2).ravel()
+                lane[place.bias:place.bias + len(own)] = own
+        return _unsigned(lanes, config.bias_bits)
 
     def peepholes(self) -> list[int]:
         """Words of the peephole memory."""
@@ -544,8 +552,8 @@ class _Writer:
         for number, (layer, place) in enumerate(zip(layers, places, strict=True)):
             last = number == len(layers) - 1
             if isinstance(layer, QuantisedLayer):
-                self._add_linear(layer, place, source)
-                source = {"act": place.act}
+                self._add_linear(layer, place, source, last)
+                source = {"act": place.act, "sync": 1}
                 if not any(isinstance(after, QuantisedRecurrent) for after in layers[number:]):
                     add_recurrences()
                 continue
@@ -570,8 +578,8 @@ class _Writer:
         if isinstance(layers[-1], QuantisedRecurrent):
             place = places[-1]
             self._add_spmv(place.matrix + 1, place.acc[::-1], feed=1, flow=1)
-        else:
-            self._add(op=Op.OUTPUT, act=places[-1].act, sync=1, **self._span(self._out_features))
+        elif not self._config.recurrent:
+            self._add(op=Op.OUTPUT, act=places[-1].act, **self._span(self._out_features))
         self.instructions[-1]["last"] = 1
 
     def write_dump(self) -> int | None:
@@ -610,11 +618,19 @@ class _Writer:
             return {"align": self._matrices[matrix].align}
         return {"codebook": matrix}
 
-    def _add_linear(self, layer: QuantisedLayer, place: _Place, source: dict[str, int]) -> None:
-        self._add_spmv(place.matrix, place.acc, **source)
-        self._add(op=Op.WRITE, act=place.act, **self._span(layer.rows), base=place.bias,
-                  shift=layer.shift - self._shift_min, relu=layer.relu, acc=place.acc[0],
-                  acc_odd=place.acc[1], sync=1)
+    def _add_linear(self, layer: QuantisedLayer, place: _Place, source: dict[str, int],
+                    last: bool) -> None:
+        fields = {"act": place.act, **self._span(layer.rows), "base": place.bias,
+                  "shift": layer.shift - self._shift_min, "relu": layer.relu,
+                  "acc": place.acc[0], "acc_odd": place.acc[1]}
+        if self._config.recurrent:
+            # Linear layers share their accumulators; a cell that feeds has waited for that itself.
+            self._add_spmv(place.matrix, place.acc, flow=1,
+                           **{"sync": "feed" not in source} | source)
+            self._add_cell(cell=Cell.PASS, biased=1, to_act=not last, to_out=last, **fields)
+        else:
+            self._add_spmv(place.matrix, place.acc, **source)
+            self._add(op=Op.WRITE, **fields)
 
     def _add_gates(self, layer: QuantisedRecurrent, place: _Place, **fields: int) -> None:
         peeps = layer.peephole is not None
@@ -623,19 +639,17 @@ class _Writer:
             shift=layer.shift - self._shift_min, relu=layer.relu, acc=place.acc[0],
             acc_odd=place.acc[1], cell=_CELLS[layer.cell], gates=layer.slots - 1, peephole=peeps,
             cell_shift=layer.cell_shift, peep_shift=layer.peep_shift if peeps else 0,
-            state=place.state, peep=place.peep if peeps else 0, **fields)
+            state=place.state, peep=place.peep if peeps else 0, biased=1, hold=1, to_feed=1,
+            **fields)
 
     def _add_projection(self, layer: QuantisedRecurrent, place: _Place, **fields: int) -> None:
         self._add_cell(
-            **self._span(layer.rows), act=place.act, base=place.projection_bias,
-            shift=layer.proj_shift - self._shift_min, acc=place.projection_acc,
-            acc_odd=place.projection_acc, cell=Cell.PASS, state=place.state + layer.hidden,
-            to_act=1, **fields)
+            **self._span(layer.rows), act=place.act, shift=layer.proj_shift - self._shift_min,
+            acc=place.projection_acc, acc_odd=place.projection_acc, cell=Cell.PASS,
+            state=place.projection_state, hold=1, to_act=1, to_feed=1, **fields)
 
     def _add_cell(self, **fields: int) -> None:
-        # What a cell gives is always needed at once: by its projection, by the layer that follows
-        # or, of the last layer, by its own next step.
-        self._add(op=Op.CELL, flow=1, to_feed=1, **fields)
+        self._add(op=Op.CELL, flow=1, **fields)
         self._cells += 1
 
 
@@ -645,15 +659,14 @@ def _ping_pongs(layer: QuantisedRecurrent, layers: list) -> bool:
 
 
 def _interleave(values: NDArray, config: EngineConfig) -> NDArray:
-    """Element ``i`` of ``(n,)`` or ``(n, slots)`` to PE ``i % N``: ``(n_pes, rows * slots)``.
+    """Element ``i`` of ``(n,)`` or ``(n, slots)`` to PE ``i % N``: ``(n_pes, rows, slots)``.
 
-    Padded with 0; all slots of an element stand side by side.
+    Padded with 0.
     """
     values = values.reshape(len(values), -1)
     padded = np.zeros((config.rows(len(values)) * config.n_pes, values.shape[1]), dtype=np.int64)
     padded[:len(values)] = values
-    return padded.reshape(-1, config.n_pes, values.shape[1]).transpose(1, 0, 2).reshape(
-        config.n_pes, -1)
+    return padded.reshape(-1, config.n_pes, values.shape[1]).transpose(1, 0, 2)
 
 
 def _unsigned(values: NDArray, bits: int) -> NDArray[np.uint32]:

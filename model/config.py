@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil
 
 __all__ = [
-    "ACC_LATENCY", "ACT_READ_LATENCY", "DECODE_LATENCY", "GATE_LANES", "LNZD_INPUT_LATENCY",
-    "LUT_RAM_WORDS", "MULTIPLY_LATENCY", "PRESETS", "PTR_READ_LATENCY", "SPMAT_READ_LATENCY",
-    "WRITE_BACK_LATENCY", "EngineConfig",
+    "ACC_LATENCY", "ACT_READ_LATENCY", "DECODE_LATENCY", "DRAIN_LATENCY", "GATE_LANES",
+    "LNZD_ROOT_LATENCY", "LUT_RAM_WORDS", "MULTIPLY_LATENCY", "PRESETS", "PTR_READ_LATENCY",
+    "SPMAT_READ_LATENCY", "WRITE_BACK_LATENCY", "EngineConfig",
 ]
 
 # Pipeline depths of the blocks of a PE, in cycles; each block asserts its own.
@@ -19,9 +19,11 @@ SPMAT_READ_LATENCY = 3  # column taken from the queue, first entry out
 DECODE_LATENCY = 1  # entry in, row and multiplier's operands out
 MULTIPLY_LATENCY = 3  # operands in, product out
 ACC_LATENCY = 1  # product in, accumulator memory written
+DRAIN_LATENCY = DECODE_LATENCY + MULTIPLY_LATENCY  # accumulator asked for, its value there
 ACT_READ_LATENCY = 3  # scan command in, first activation out
-LNZD_INPUT_LATENCY = 1  # activation out, in front of the first node of the LNZD tree
-WRITE_BACK_LATENCY = 8  # command in, first activation written
+LNZD_ROOT_LATENCY = 1  # item out of the LNZD tree's root, in front of the sequencer
+WRITE_BACK_LATENCY = 8  # command in, first activation written; or of a recurrent engine: token in,
+# first pre-activation out, without the gather tree
 
 
 #: Gates under way side by side to the element-wise unit: the accumulators of the largest cell.
@@ -59,8 +61,11 @@ class EngineConfig:
         Width of a matrix entry: relative row index and code together.
     code_bits, min_code_bits
         Widest and narrowest code; a layer with ``k``-bit codes has ``entry_bits - k`` index bits.
-    spmat_depth, ptr_depth, bias_depth
-        Entries, column pointers and biases per PE.
+    spmat_depth, ptr_depth
+        Entries and column pointers per PE.
+    bias_depth
+        Biases per PE; of an engine with element-wise unit, where the PEs have none, per lane of
+        that.
     act_depth, acc_depth
         Activations and accumulators per PE.
     codebooks
@@ -85,8 +90,8 @@ class EngineConfig:
         activation is broadcast, zero or not.
     state_depth
         Words of the element-wise unit's state memory: one for each unit of the recurrent layers
-        and each output of their projections. 0: the engine has no element-wise unit and runs
-        feed-forward networks only.
+        and, with several channels, each output of their projections. 0: the engine has no
+        element-wise unit and runs feed-forward networks only.
     peephole_depth
         Units that have peephole weights. 0: no peephole multipliers.
     serial_cells
@@ -282,8 +287,8 @@ class EngineConfig:
     @property
     def scan_latency(self) -> int:
         """From the sequencer's decision to scan to the first item at the root of the LNZD tree."""
-        return (self.broadcast_latency + ACT_READ_LATENCY + LNZD_INPUT_LATENCY
-                + self.lnzd_levels)
+        return (self.broadcast_latency + ACT_READ_LATENCY + self.lnzd_levels
+                + LNZD_ROOT_LATENCY)
 
     @property
     def drain_wait(self) -> int:
@@ -296,6 +301,11 @@ class EngineConfig:
     def gate_lanes(self) -> int:
         """Gates that may come to the element-wise unit side by side."""
         return 1 if self.serial_cells else GATE_LANES
+
+    @property
+    def bias_lanes(self) -> int:
+        """Bias memories: lanes of the gather tree that have a PE, or one of every PE."""
+        return min(self.gate_lanes, self.n_pes) if self.recurrent else self.n_pes
 
     @property
     def token_period(self) -> int:

@@ -133,7 +133,8 @@ def load_words(image: Image, config: EngineConfig) -> NDArray[np.uint32]:
         parts.append(load(Target.SPMAT, image.spmat[pe], config.spmat_word_bits, pe=pe))
         if config.pointers:
             parts.append(load(Target.PTR, image.ptr[pe], config.ptr_word_bits, pe=pe))
-        parts.append(load(Target.BIAS, image.bias[pe], config.bias_bits, pe=pe))
+    for lane, words in enumerate(image.bias):
+        parts.append(load(Target.BIAS, words, config.bias_bits, pe=lane))
     if not config.direct_weights:
         parts.append(load(Target.CODEBOOK, image.codebook, config.weight_bits))
     if image.peephole:

@@ -16,7 +16,8 @@ class Op(IntEnum):
     SPMV = 0
     """Broadcast the non-zero activations of a region; every PE adds its part of ``W x``."""
     WRITE = 1
-    """Round, add the bias, ReLU, saturate, write the activations and clear the accumulators."""
+    """Round, add the bias, ReLU, saturate, write the activations and clear the accumulators; in
+    engines without element-wise unit."""
     OUTPUT = 2
     """Send the activations of a region out of the engine."""
     CELL = 3
@@ -29,7 +30,7 @@ class Cell(IntEnum):
     """What the element-wise unit computes of the rounded accumulators of a unit."""
 
     PASS = 0
-    """``h = a0``: a projection, or a ReLU cell (the write-back rounds and clips at 0)."""
+    """``h = a0``: a linear layer, a projection, or a ReLU cell (clipped at 0 when rounded)."""
     TANH = 1
     """``h = tanh(a0)``."""
     LSTM = 2
@@ -50,16 +51,18 @@ def instruction_fields(config: EngineConfig) -> dict[str, int]:
 
     Without pointers: ``spmat`` (SPMV: address of the matrix in every PE).
 
-    Recurrent engines: ``acc`` and ``acc_odd`` (first accumulator of SPMV, WRITE and CELL, in passes
+    Recurrent engines: ``acc`` and ``acc_odd`` (first accumulator of SPMV and CELL, in passes
     of even and odd number), ``first`` (execute only in the first pass after accumulators were
     cleared), ``prefetch`` (SPMV from_input for the next pass: execute only if its input has
     arrived; the next SPMV from_input without this bit is then skipped), ``flow`` (go on to the
     next instruction without waiting for the PEs), ``sync`` (start only when the element-wise unit
     is idle), ``feed`` (SPMV: columns are what the element-wise unit gives, not a region), and of
-    CELL: ``cell`` (`Cell`), ``gates`` (accumulators of a unit minus 1), ``peephole`` (use peephole
-    weights), ``cell_shift``, ``peep_shift`` (see `openese.model.elementwise`), ``state``, ``peep``
-    (first words in the state and peephole memories), ``to_act``, ``to_feed``, ``to_out`` (where
-    results go: region ``act``, the SPMV with ``feed``, the output stream).
+    CELL: ``cell`` (`Cell`), ``gates`` (accumulators of a unit minus 1), ``biased`` (there are
+    biases, from ``base``), ``hold`` (channels without a step give their former results),
+    ``peephole`` (use peephole weights), ``cell_shift``, ``peep_shift`` (see
+    `openese.model.elementwise`), ``state``, ``peep`` (first words in the state and peephole
+    memories), ``to_act``, ``to_feed``, ``to_out`` (where results go: region ``act``, the SPMV with
+    ``feed``, the output stream).
     """
     fields = {
         "op": 3,
@@ -82,7 +85,8 @@ def instruction_fields(config: EngineConfig) -> dict[str, int]:
         fields |= {
             "acc": config.acc_addr_bits, "acc_odd": config.acc_addr_bits,
             "first": 1, "prefetch": 1, "flow": 1, "sync": 1, "feed": 1,
-            "cell": 2, "gates": 2, "peephole": 1, "cell_shift": 3, "peep_shift": 3,
+            "cell": 2, "gates": 2, "biased": 1, "hold": 1, "peephole": 1, "cell_shift": 3,
+            "peep_shift": 3,
             "state": config.state_addr_bits, "peep": config.peephole_addr_bits,
             "to_act": 1, "to_feed": 1, "to_out": 1,
         }

@@ -102,7 +102,7 @@ def engine_memories(config: EngineConfig) -> list[EngineMemory]:
         memories.append(EngineMemory(
             "codebooks", pes, config.codebook_depth, config.weight_bits))
     memories += [
-        EngineMemory("biases", pes, config.bias_depth, config.bias_bits,
+        EngineMemory("biases", config.bias_lanes, config.bias_depth, config.bias_bits,
                      lookup=config.bias_depth <= LUT_RAM_WORDS),
         # Each activation knows whether it is zero.
         EngineMemory("activations", pes, config.act_depth, channels * (bits + 1), channels),

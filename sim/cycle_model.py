@@ -23,6 +23,7 @@ from openese.model.compile import Image, LayerTable
 from openese.model.config import (
     ACC_LATENCY,
     DECODE_LATENCY,
+    DRAIN_LATENCY,
     MULTIPLY_LATENCY,
     SPMAT_READ_LATENCY,
     WRITE_BACK_LATENCY,
@@ -55,12 +56,11 @@ class LayerCycles:
     name
         The matrix, as in the image's tables.
     cycles
-        Of a linear layer, from its first to its last cycle: matrix work, draining and write-back.
-        Of a recurrent layer's matrix, `matrix_cycles`.
+        From the matrix's first cycle to the last of its layer: matrix work, draining and
+        write-back. Of engines with element-wise unit, which do these at once, `matrix_cycles`.
     matrix_cycles
-        Of a linear layer, until all PEs had finished the matrix. Of a recurrent layer's matrix,
-        from the first cycle to that of the last column's broadcast; the PEs may finish later,
-        beside the next matrix.
+        Until all PEs had finished the matrix. Of engines with element-wise unit, to the cycle of
+        the last column's broadcast; the PEs may finish later, beside the next matrix.
     columns
         Columns broadcast: those with a non-zero activation, or all in an engine without pointers.
     entries, fillers
@@ -217,13 +217,14 @@ class _Pes:
 
     def write(self, cycle: int, rows: int) -> None:
         """WRITE is broadcast in this cycle."""
-        self._seem_busy(cycle + self._config.broadcast_latency + WRITE_BACK_LATENCY + rows - 1)
+        latency = DRAIN_LATENCY + 1 if self._config.recurrent else WRITE_BACK_LATENCY
+        self._seem_busy(cycle + self._config.broadcast_latency + latency + rows - 1)
 
     def token(self, cycle: int, gates: int, pe: int | None = None) -> None:
         """A token comes in this cycle to a PE; to PE 0 and from there to the others if ``None``."""
         last = self._config.n_pes - 1 if pe is None else 0
         self._tokens.append((cycle - (pe or 0), gates, pe))
-        self._seem_busy(cycle + last + gates + WRITE_BACK_LATENCY - 1)
+        self._seem_busy(cycle + last + gates + DRAIN_LATENCY)
 
     def fenced(self, cycle: int) -> bool:
         """Whether some PE gives its fence signal."""

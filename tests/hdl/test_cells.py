@@ -17,7 +17,7 @@ from openese.hdl.elementwise_serial import serial_cycles, token_latency
 from openese.hdl.gather import GatherTree
 from openese.hdl.layouts import Kind
 from openese.model import elementwise
-from openese.model.config import WRITE_BACK_LATENCY
+from openese.model.config import DRAIN_LATENCY, WRITE_BACK_LATENCY
 from openese.model.program import Cell, Op, decode, encode
 
 from .helpers import SMALL, load_message, plain, recurrent, simulate
@@ -30,9 +30,9 @@ both_kinds = pytest.mark.parametrize("serial", [False, True], ids=["parallel", "
 class Bench(wiring.Component):
     """`Cells` or `SerialCells` behind the gather tree."""
 
-    def __init__(self, config, peepholes=()):
+    def __init__(self, config, *memories):
         kind = SerialCells if config.serial_cells else Cells
-        self.cells, self.gather = kind(config, peepholes), GatherTree(config)
+        self.cells, self.gather = kind(config, *memories), GatherTree(config)
         super().__init__({})
 
     def elaborate(self, platform):
@@ -43,7 +43,8 @@ class Bench(wiring.Component):
 
 
 class Task:
-    """An instruction with what it works on: ``(units of all PEs, gates, channels)`` accumulators.
+    """An instruction with what it works on: ``(units of all PEs, gates, channels)``
+    pre-activations.
 
     Units that do not exist have values as well: PEs give theirs, whatever they are.
     """
@@ -51,7 +52,7 @@ class Task:
     def __init__(self, config, *, op=Op.CELL, seed=0, active=None, fence=0, scale=1.0, **fields):
         self.config, self.op, self.fence = config, op, fence
         self.active = (1 << config.channels) - 1 if active is None else active
-        self.fields = {"rows": 1, "rem": config.n_pes, "gates": 0, **fields}
+        self.fields = {"rows": 1, "rem": config.n_pes, "gates": 0, "hold": 1, **fields}
         self.word = encode(config, op=op, **self.fields)
         rng = np.random.default_rng(seed)
         high = int(scale * (1 << config.act_bits - 1))
@@ -64,7 +65,7 @@ class Task:
 
 
 class Run:
-    """Tasks one after the other, PEs as `WriteBack` makes them, destinations with stalls.
+    """Tasks one after the other, PEs as `Drain` makes them, destinations with stalls.
 
     Attributes
     ----------
@@ -79,13 +80,14 @@ class Run:
     """
 
     def __init__(self, config, tasks, *, loads=(), feed_stalls=0.0, out_stalls=0.0, seed=0,
-                 peepholes=(), fed=None):
-        dut = Bench(config, peepholes)
+                 peepholes=(), biases=(), fed=None):
+        dut = Bench(config, peepholes, biases)
         cells, rng = dut.cells, np.random.default_rng(seed)
         self.config, self.tokens, self.starts, self.ends = config, [], [], []
         self.feed, self.out, self.memory, self.beats = [], [], {}, []
         self.saturated = []
-        values = {}  # (cycle, PE) -> activations of all channels
+        values = {}  # (cycle, PE) -> sums of all channels
+        point = config.shift_base + config.bias_guard
         counts = [0] * config.n_pes
 
         def drain(task: Task, first: int, pes: range) -> None:
@@ -93,9 +95,9 @@ class Run:
             for cycle, pe in enumerate(pes, first):
                 unit = counts[pe] * config.n_pes + pe
                 for k in range(task.fields["gates"] + 1):
-                    at = cycle + WRITE_BACK_LATENCY + k
+                    at = cycle + 1 + DRAIN_LATENCY + k
                     assert (at, pe) not in values, "tokens too close to each other"
-                    values[at, pe] = task.gates[unit, k].tolist()
+                    values[at, pe] = (task.gates[unit, k] << point).tolist()
                 counts[pe] += 1
 
         async def testbench(ctx):
@@ -191,6 +193,8 @@ def model(tasks, config, *, cells=None, peepholes=None) -> list[np.ndarray]:
                 gates, cells[at], act_bits=bits, cell_shift=fields.get("cell_shift", 0),
                 peephole=weights, peep_shift=fields.get("peep_shift", 0))
         for channel in range(config.channels):
+            if not fields["hold"]:
+                continue
             if not task.active >> channel & 1 and config.channels > 1:
                 for unit in range(units):
                     results[unit, channel] = kept.get((at.start + unit, channel), 0)
@@ -198,7 +202,7 @@ def model(tasks, config, *, cells=None, peepholes=None) -> list[np.ndarray]:
                 cells[at, channel] = new[:, channel]
             elif cell == Cell.GRU:
                 cells[at, channel] = results[:, channel]
-        for unit, channel in np.ndindex(results.shape):
+        for unit, channel in np.ndindex(results.shape if fields["hold"] else (0, 0)):
             kept[at.start + unit, channel] = int(results[unit, channel])
         found.append(results)
     return found
@@ -357,6 +361,42 @@ def test_cells_over_several_steps(cell, channels, serial):
     check(run, tasks, results)
     assert sent == [{"data": cells[unit].tolist(), "last": int(unit == 59)} for unit in range(60)]
     assert (cells != before).any() == (cell in (Cell.LSTM, Cell.GRU))
+
+
+@both_kinds
+def test_linear_layers_between_cells(serial):
+    """They have biases and no state: idle channels get results, and nobody's are lost."""
+    config = CONFIG.with_(n_pes=5, channels=1 if serial else 3, serial_cells=serial, bias_depth=20)
+    rng = np.random.default_rng(0)
+    lanes = config.bias_lanes
+    biases = rng.integers(-2000, 2000, (lanes, config.bias_depth))
+    words = [[int(bias) * 4 & (1 << config.bias_bits) - 1 for bias in row] for row in biases]
+    tasks = []
+    for step in range(6):
+        active = int(rng.integers(1 << config.channels)) if step > 1 else None
+        tasks += [
+            Task(config, seed=step, cell=Cell.TANH, rows=2, rem=4, state=5, active=active, to_act=1,
+                 scale=0.5),
+            Task(config, seed=step + 50, rows=2, rem=3, base=4, biased=1, hold=0, active=active,
+                 to_out=1, scale=0.5)]
+    run = Run(config, tasks, biases=words)
+    for task in tasks[1::2]:
+        for unit in range(task.units):
+            row, pe = divmod(unit, 5)
+            lane, at = pe % lanes, pe // lanes
+            task.gates[unit] += biases[lane, 4 + row * len(range(lane, 5, lanes)) + at]
+    check(run, tasks, model(tasks, config))
+
+
+@both_kinds
+def test_saturated_pre_activations_are_counted(serial):
+    config = CONFIG.with_(serial_cells=serial)
+    task = Task(config, rows=2, rem=4, gates=3, to_out=1)
+    task.gates[:] = 0
+    task.gates[3, 2] = 1 << 15
+    task.gates[5, :, 0] = -40_000
+    run = Run(config, [task])
+    assert sum(count for _, count in run.saturated) == 5
 
 
 @pytest.mark.parametrize(("channels", "serial"), [(2, False), (1, True)])

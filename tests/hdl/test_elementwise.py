@@ -43,6 +43,7 @@ class Operation:
     cell_shift: int = 0
     peep_shift: int = 0
     active: int = -1
+    hold: bool = True
 
 
 @dataclass
@@ -100,6 +101,8 @@ class Memories:
                     gates, cells, act_bits=bits, cell_shift=operation.cell_shift,
                     peephole=weights if operation.peephole else None,
                     peep_shift=operation.peep_shift)
+        if not operation.hold:
+            return results
         stepping = np.array([operation.active >> c & 1 for c in range(config.channels)], bool)
         self.cells[at] = np.where(stepping, new, cells)
         self.results[at] = np.where(stepping, results, self.results[at])
@@ -152,6 +155,7 @@ def check(config, operations, *, seed: int = 0, gaps: float = 0.0, at_power_up: 
             for name in ("cell", "cell_shift", "peep_shift"):
                 ctx.set(getattr(dut, name), int(getattr(operation, name)))
             ctx.set(dut.peephole, int(operation.peephole))
+            ctx.set(dut.hold, int(operation.hold))
             ctx.set(dut.active, operation.active & ((1 << config.channels) - 1))
             expected = memories.step(config, operation).tolist()
             gates = operation.gates.transpose(0, 2, 1).reshape(len(operation.gates), -1).tolist()
@@ -280,6 +284,15 @@ def test_products_of_the_rails():
         for seed in range(3):
             check(config, [Operation(cell, rails, peephole=peephole, peep_shift=shift)
                            for shift in (0, 7)], seed=seed)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_without_hold_every_channel_gives_its_result(channels):
+    config = recurrent(channels=channels)
+    rng = np.random.default_rng(2)
+    check(config, [operation(config, cell, rng, 8, state=4, active=active, hold=hold)
+                   for active in (0b111, 0b010, 0b000)
+                   for cell, hold in ((Cell.TANH, True), (Cell.PASS, False), (Cell.TANH, True))])
 
 
 @pytest.mark.parametrize("target", [CELLS, RESULTS])

@@ -1,5 +1,5 @@
 # amaranth: UnusedElaboratable=no
-"""Proves that the gather tree and the collector behind it give whole units in order.
+"""Proves that the gather tree and what is behind it give whole units in order.
 
 For every number of PEs, at one unit per cycle: tokens at the smallest distance that keeps the
 values of two PEs of a lane apart.
@@ -11,7 +11,8 @@ from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from openese.hdl.gather import GatherTree, gate_layout
+from openese.hdl.gather import GatherTree, sum_layout
+from openese.hdl.pre_activations import PreActivations
 from openese.hdl.units import Units, gates_layout
 from openese.model.config import GATE_LANES
 
@@ -21,12 +22,12 @@ SIZES = [1, 3, 4, 5, 8, 9, 64]
 
 
 class Joined(wiring.Component):
-    """The tree and the collector, as they stand in the engine."""
+    """The tree, the rounding and the collector, as they stand in the engine."""
 
     def __init__(self, config):
         self._config = config
         super().__init__({
-            "i": In(gate_layout(config)).array(config.n_pes), "four": In(1),
+            "i": In(sum_layout(config)).array(config.n_pes), "four": In(1),
             "o_valid": Out(1), "o_gates": Out(gates_layout(config)), "o_pe": Out(config.pe_bits),
         })
 
@@ -35,7 +36,9 @@ class Joined(wiring.Component):
         m.submodules.gather = gather = GatherTree(self._config)
         m.submodules.units = units = Units(self._config)
         m.d.comb += [port.eq(gate) for port, gate in zip(gather.i, self.i, strict=True)]
-        m.d.comb += [port.eq(gate) for port, gate in zip(units.i, gather.o, strict=True)]
+        m.submodules.rounding = rounding = PreActivations(self._config)
+        m.d.comb += [port.eq(out) for port, out in zip(rounding.i, gather.o, strict=True)]
+        m.d.comb += [port.eq(gate) for port, gate in zip(units.i, rounding.o, strict=True)]
         m.d.comb += [
             units.four.eq(self.four), self.o_valid.eq(units.o_valid),
             self.o_gates.eq(units.o_gates), self.o_pe.eq(units.o_pe),
@@ -73,7 +76,8 @@ class Run:
                     assert (token + pe + k, pe) not in values
                     values[token + pe + k, pe] = unit[:, k].tolist()
                 self.sent.append((token + pe + gates - 1, pe, unit.tolist()))
-        end = max(token for token in tokens) + config.n_pes + 12
+        end = max(token for token in tokens) + config.n_pes + 15
+        point = config.shift_base + config.bias_guard
 
         async def testbench(ctx):
             ctx.set(dut.four, int(four))
@@ -82,7 +86,8 @@ class Run:
                     # What is not valid holds anything.
                     known = values.get((cycle, pe))
                     junk = rng.integers(low, high, config.channels).tolist()
-                    ctx.set(port, {"valid": int(known is not None), "values": known or junk})
+                    ctx.set(port, {"valid": int(known is not None),
+                                   "values": [value << point for value in known or junk]})
                 if ctx.get(dut.o_valid):
                     found = plain(ctx.get(dut.o_gates))
                     self.units.append((cycle, ctx.get(dut.o_pe), [unit[:gates] for unit in found]))
@@ -101,8 +106,8 @@ def test_one_unit_per_cycle_in_order(n_pes, four, channels):
     config = recurrent(n_pes=n_pes, channels=channels)
     tokens = [3 + period(n_pes) * k for k in range(4)]
     run = Run(config, four, tokens)
-    # A register per level, and one behind the last gate.
-    assert run.units == run.expected(config.fan_levels + 1)
+    # A register per level, the rounding, and a register behind the last gate.
+    assert run.units == run.expected(config.fan_levels + PreActivations.LATENCY + 1)
     if n_pes % GATE_LANES == 0:
         first = run.units[0][0]
         assert [cycle for cycle, *_ in run.units] == list(range(first, first + 4 * n_pes))
@@ -115,7 +120,7 @@ def test_tokens_farther_apart(n_pes, four):
     config = recurrent(n_pes=n_pes)
     tokens = np.cumsum(period(n_pes) + rng.integers(6, size=5)).tolist()
     run = Run(config, four, tokens)
-    assert run.units == run.expected(config.fan_levels + 1)
+    assert run.units == run.expected(config.fan_levels + PreActivations.LATENCY + 1)
 
 
 def test_clear_begins_with_pe_0_again():

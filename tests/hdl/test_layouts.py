@@ -74,8 +74,7 @@ def test_every_field_holds_its_largest_value(config):
         "args.scan.act": config.act_depth - 1, "args.scan.rows": config.act_depth,
         "args.scan.rem": config.n_pes,
         "args.scan.route.code_sel": config.code_bits - config.min_code_bits,
-        "args.write.act": config.act_depth - 1, "args.write.acc": config.acc_depth - 1,
-        "args.write.bias": config.bias_depth - 1, "args.write.shift": 2**config.shift_bits - 1,
+        "args.write.acc": config.acc_depth - 1,
         "args.load.pe": config.n_pes - 1,
         "args.load.addr": max(config.spmat_depth, config.ptr_depth, config.bias_depth,
                               config.codebooks << config.code_bits) - 1,
@@ -98,6 +97,11 @@ def test_every_field_holds_its_largest_value(config):
             config.peephole_depth - 1)
         words = 3 * config.act_bits if config.peephole_depth else config.act_bits
         largest["args.load.data"] = max(largest["args.load.data"], 2**words - 1)
+    else:
+        largest |= {
+            "args.write.act": config.act_depth - 1, "args.write.bias": config.bias_depth - 1,
+            "args.write.shift": 2**config.shift_bits - 1,
+        }
     shapes = fields_of(broadcast_layout(config))
     for path, value in largest.items():
         assert value < 1 << shapes[path].width, path

@@ -8,8 +8,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from openese.hdl.layouts import scan_layout
-from openese.hdl.lnzd import ARITY, LnzdLeaf, LnzdNode, LnzdTree
-from openese.model.config import LNZD_INPUT_LATENCY
+from openese.hdl.lnzd import ARITY, LnzdNode, LnzdTree
+from openese.model.config import LNZD_ROOT_LATENCY
 from openese.sim import simulation
 from openese.sim.streams import pack, random_stalls
 
@@ -20,7 +20,7 @@ LEVELS = {1: 1, 2: 1, 3: 1, 4: 1, 5: 2, 16: 2, 17: 3}
 
 
 class Whole(wiring.Component):
-    """The leaves of all clusters and the tree over them."""
+    """The first level, which is in the clusters, and the tree over it."""
 
     def __init__(self, config):
         self._config = config
@@ -34,7 +34,7 @@ class Whole(wiring.Component):
         m.submodules.tree = tree = LnzdTree(self._config)
         for k, port in enumerate(tree.i):
             heads = self.i[ARITY * k:ARITY * (k + 1)]
-            m.submodules[f"leaf_{k}"] = leaf = LnzdLeaf(self._config, len(heads))
+            m.submodules[f"leaf_{k}"] = leaf = LnzdNode(self._config, len(heads), 0)
             for head, child in zip(heads, leaf.i, strict=True):
                 wiring.connect(m, wiring.flipped(head), child)
             wiring.connect(m, leaf.o, port)
@@ -112,7 +112,7 @@ def test_one_item_per_cycle_after_the_levels(leaves, density):
     got = run(Whole(config), leaf_items(rows))
     assert taken(got) == expected
     # No bubble within rows, between rows, or between scans.
-    first = LNZD_INPUT_LATENCY + config.lnzd_levels
+    first = LNZD_ROOT_LATENCY + config.lnzd_levels
     assert [cycle for cycle, _ in got] == list(range(first, first + len(expected)))
 
 
@@ -208,7 +208,8 @@ def test_node_waits_for_every_child_that_has_items_left():
     script = [waiting] * 4 + [{**waiting, "i.0.valid": 1, "i.0.payload": zero}, {"o.ready": 1}]
     trace = play(LnzdNode(SMALL, 2, 0), script, ["o.valid", "o.payload", "i.1.ready"])
     assert transfers(trace, "o") == [(5, {**one, "lane": 1})]
-    assert [step["i.1.ready"] for step in trace[:5]] == [0, 0, 0, 0, 1]
+    # Two wait in the child's buffer.
+    assert [step["i.1.ready"] for step in trace] == [1, 1, 0, 0, 0, 0]
 
 
 def test_ready_does_not_wait_for_the_output():

@@ -201,7 +201,8 @@ class Machine:
         """The fields of the WRITE message that goes on after one."""
         bits = {"act": config.act_addr_bits, "acc": config.acc_addr_bits,
                 "bias": config.bias_addr_bits}
-        return fields | {name: (fields[name] + 1) % (1 << bits[name]) for name in bits}
+        return fields | {name: (fields[name] + 1) % (1 << bits[name])
+                         for name in bits.keys() & fields.keys()}
 
     @staticmethod
     def _items(config, memory, scan) -> list[dict]:

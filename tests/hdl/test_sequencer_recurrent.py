@@ -41,7 +41,7 @@ def run(program, cycles: int, **arguments) -> Machine:
 
 def events(machine: Machine) -> list[tuple]:
     """(kind, act, acc) of all messages but columns and the clearing after reset."""
-    return [(kind, fields["act"], fields["acc"])
+    return [(kind, fields.get("act"), fields["acc"])
             for cycle, kind, fields in machine.messages if cycle and kind != Kind.ACT]
 
 
@@ -59,11 +59,11 @@ def test_passes_of_a_layer_whose_inputs_are_there():
     """Only the first pass computes the state's part; the next input is taken beside the cell."""
     machine = run(LAYER, 300, arrivals=[0, 1, 2, 3], cell_work=20)
     assert events(machine) == [
-        (Kind.SCAN, 3, 1), (Kind.SCAN, REGIONS[0], 1), (Kind.CELL, 3, 1),
+        (Kind.SCAN, 3, 1), (Kind.SCAN, REGIONS[0], 1), (Kind.CELL, None, 1),
         (Kind.SCAN, REGIONS[1], 6), (Kind.FEED, 0, 6),
-        (Kind.CELL, 3, 6), (Kind.SCAN, REGIONS[0], 1), (Kind.FEED, 0, 1),
-        (Kind.CELL, 3, 1), (Kind.SCAN, REGIONS[1], 6), (Kind.FEED, 0, 6),
-        (Kind.CELL, 3, 6), (Kind.FEED, 0, 1)]
+        (Kind.CELL, None, 6), (Kind.SCAN, REGIONS[0], 1), (Kind.FEED, 0, 1),
+        (Kind.CELL, None, 1), (Kind.SCAN, REGIONS[1], 6), (Kind.FEED, 0, 6),
+        (Kind.CELL, None, 6), (Kind.FEED, 0, 1)]
     assert len(machine.finished) == len(machine.released) == 4
     # Channels with a step are those of the pass's own vector, whenever it was read.
     assert [active for _, _, active in machine.cells.starts] == [1, 2, 3, 4]
@@ -72,11 +72,12 @@ def test_passes_of_a_layer_whose_inputs_are_there():
     command = machine.cells.starts[0][1]
     assert command | {"op": Op.CELL} == command
     assert {name: command[name] for name in ("cell", "gates", "state", "peep", "rows", "rem",
-                                             "act", "to_act", "to_feed", "to_out")} == {
+                                             "act", "base", "shift", "to_act", "to_feed",
+                                             "to_out")} == {
         "cell": Cell.LSTM, "gates": 3, "state": 4, "peep": 5, "rows": 2, "rem": 2, "act": 3,
-        "to_act": 1, "to_feed": 1, "to_out": 1}
+        "base": 9, "shift": 5, "to_act": 1, "to_feed": 1, "to_out": 1}
     assert machine.of(Kind.CELL)[0][1] == {
-        "act": 3, "bias": 9, "shift": 5, "relu": 0, "discard": 0, "acc": 1, "gates": 3}
+        "acc": 1, "gates": 3}
     # Every vector is let go when its part has been added, or the pass that it is for has begun.
     assert all(release < cell for release, cell in zip(machine.released, cells, strict=True))
 
@@ -130,11 +131,11 @@ def test_prefetch_only_of_a_vector_that_is_there():
     # The second vector comes too late for the first pass, the third in time for the second.
     machine = run(LAYER, 400, arrivals=[0, 150, 151, 300], cell_work=5)
     assert events(machine) == [
-        (Kind.SCAN, 3, 1), (Kind.SCAN, REGIONS[0], 1), (Kind.CELL, 3, 1), (Kind.FEED, 0, 6),
-        (Kind.SCAN, REGIONS[1], 6), (Kind.CELL, 3, 6), (Kind.SCAN, REGIONS[0], 1),
+        (Kind.SCAN, 3, 1), (Kind.SCAN, REGIONS[0], 1), (Kind.CELL, None, 1), (Kind.FEED, 0, 6),
+        (Kind.SCAN, REGIONS[1], 6), (Kind.CELL, None, 6), (Kind.SCAN, REGIONS[0], 1),
         (Kind.FEED, 0, 1),
-        (Kind.CELL, 3, 1), (Kind.FEED, 0, 6),
-        (Kind.SCAN, REGIONS[1], 6), (Kind.CELL, 3, 6), (Kind.FEED, 0, 1)]
+        (Kind.CELL, None, 1), (Kind.FEED, 0, 6),
+        (Kind.SCAN, REGIONS[1], 6), (Kind.CELL, None, 6), (Kind.FEED, 0, 1)]
     assert [active for _, _, active in machine.cells.starts] == [1, 2, 3, 4]
     scans = [cycle for cycle, kind, fields in machine.messages
              if kind == Kind.SCAN and fields["act"] == REGIONS[1]]
@@ -144,7 +145,7 @@ def test_prefetch_only_of_a_vector_that_is_there():
 
 
 @pytest.mark.parametrize("cell_work", [0, 7, 40])
-@pytest.mark.parametrize("op", [Op.SPMV, Op.WRITE, Op.OUTPUT])
+@pytest.mark.parametrize("op", [Op.SPMV, Op.OUTPUT])
 @pytest.mark.parametrize("sync", [0, 1])
 def test_sync_waits_for_the_element_wise_unit(op, sync, cell_work):
     program = [code(Op.CELL, rows=1, rem=1, flow=1), code(op, rows=1, rem=1, sync=sync, last=1)]
@@ -197,13 +198,12 @@ def test_cell_waits_for_room_in_the_queues():
 
 def test_accumulators_alternate():
     program = [code(Op.SPMV, rows=1, rem=1, acc=2, acc_odd=3, flow=1),
-               code(Op.WRITE, rows=3, acc=4, acc_odd=5, sync=1),
+               code(Op.SPMV, rows=1, rem=1, acc=4, acc_odd=5, flow=1),
                code(Op.CELL, rows=1, rem=1, acc=6, acc_odd=7, flow=1, last=1)]
     machine = run(program, 300)
     found = [fields["acc"] for cycle, kind, fields in machine.messages
              if cycle and kind != Kind.ACT]
     assert found[:12] == [2, 4, 6, 3, 5, 7, 2, 4, 6, 3, 5, 7]
-    assert {fields["rows"] for _, fields in machine.of(Kind.WRITE)[:4]} == {3}
 
 
 def test_loads_clear_what_passes_have_left():
@@ -213,15 +213,14 @@ def test_loads_clear_what_passes_have_left():
                   run=lambda cycle: cycle < stop or cycle >= again)
     clears = [(cycle, fields) for cycle, kind, fields in machine.messages if kind == Kind.WRITE]
     assert [cycle for cycle, _ in clears] == [0, again + 1]
-    assert all(fields["discard"] and fields["rows"] == CONFIG.acc_depth and not fields["acc"]
-               for _, fields in clears)
+    assert all(fields["rows"] == CONFIG.acc_depth and not fields["acc"] for _, fields in clears)
     before = [event for event in events(machine) if event[0] != Kind.WRITE]
     passes = sum(cycle < again for cycle in machine.finished)
     assert passes == 2
-    later = [(kind, fields["act"]) for cycle, kind, fields in machine.messages
+    later = [(kind, fields.get("act")) for cycle, kind, fields in machine.messages
              if cycle > again + 1 and kind != Kind.ACT]
     # The parity of passes goes on; what was computed ahead is computed again.
-    assert later[:3] == [(Kind.SCAN, 3), (Kind.SCAN, REGIONS[0]), (Kind.CELL, 3)]
+    assert later[:3] == [(Kind.SCAN, 3), (Kind.SCAN, REGIONS[0]), (Kind.CELL, None)]
     assert len(machine.finished) == 4
     assert before[0] == (Kind.SCAN, 3, 1)
 
@@ -290,10 +289,10 @@ def test_routine():
     idle = [cycle for cycle in machine.idle if cycle > call]
     assert idle[0] == first + N + 2 * (2 + 3) + 1
     # The passes after it go on where those before have stopped: nothing is computed again.
-    later = [(kind, fields["act"]) for cycle, kind, fields in machine.messages
+    later = [(kind, fields.get("act")) for cycle, kind, fields in machine.messages
              if cycle >= 180 and kind != Kind.ACT]
     assert (Kind.SCAN, 3) not in later
-    assert later[0] == (Kind.CELL, 3)
+    assert later[0] == (Kind.CELL, None)
     assert [command["op"] for _, command, _ in machine.cells.starts].count(Op.CELL) == 3
     found = [(kind, fields["acc"]) for cycle, kind, fields in machine.messages
              if kind == Kind.CELL]
@@ -351,9 +350,6 @@ class Random:
             if feed:
                 add(Op.SPMV, feed=1, rows=shape["rows"], rem=shape["rem"],
                     flow=int(rng.integers(2)))
-            if rng.integers(2):
-                add(Op.WRITE, sync=1, base=int(rng.integers(20)), shift=int(rng.integers(8)),
-                    **region())
             if rng.integers(3) == 0:
                 add(Op.OUTPUT, sync=1, **region())
             if rng.integers(3) == 0:
@@ -363,8 +359,8 @@ class Random:
         self.program[-1]["last"] = 1
         self.words = [code(**fields) for fields in self.program]
 
-    def check(self, machine: Machine, memory, cycles: int) -> int:
-        """Compare all that a machine did in `cycles` with the program; returns the passes."""
+    def check(self, machine: Machine, memory) -> int:
+        """Compare all that a machine did with the program; returns the passes."""
         steps = [(cycle, kind, fields) for cycle, kind, fields in machine.messages if cycle]
         steps += [(cycle, Op.STATE, command) for cycle, command, _ in machine.cells.starts
                   if command["op"] == Op.STATE]
@@ -402,21 +398,14 @@ class Random:
                     assert {name: found[name] for name in field} == field | {
                         name: found[name] for name in ("gates",)}
                     continue
-                if op in (Op.CELL, Op.WRITE):
-                    assert kind == (Kind.CELL if op == Op.CELL else Kind.WRITE), field
-                    assert (found["act"], found["bias"], found["shift"], found["acc"],
-                            found["discard"]) == (
-                        field["act"], field["base"], field["shift"], acc, 0)
-                    if op == Op.CELL:
-                        assert found["gates"] == field["gates"]
-                        command, active = starts[cycle]
-                        assert (command["rows"], command["rem"]) == (field["rows"], field["rem"])
-                        assert active == vector % 8
-                    else:
-                        if cycle + found["rows"] == cycles:
-                            return passes
-                        assert found["rows"] == field["rows"]
-                        settled = cycle + found["rows"] - 1 + CONFIG.drain_wait - 1
+                if op == Op.CELL:
+                    assert kind == Kind.CELL, field
+                    assert (found["acc"], found["gates"]) == (acc, field["gates"])
+                    command, active = starts[cycle]
+                    assert {name: command[name] for name in (
+                        "rows", "rem", "act", "base", "shift")} == {
+                        name: field[name] for name in ("rows", "rem", "act", "base", "shift")}
+                    assert active == vector % 8
                     continue
                 assert kind == (Kind.FEED if field["feed"] else Kind.SCAN), field
                 act = REGIONS[(vector - 1 + field["prefetch"]) % 2] if field["from_input"] else (
@@ -465,7 +454,7 @@ def test_random_programs(seed):
     machine = run(program.words, cycles, memory=memory, arrivals=arrivals, seed=seed,
                   stalls=0.3 * busy, gaps=0.3 * busy, output_stalls=0.3 * busy,
                   work=int(rng.integers(6)), cell_work=int(rng.integers(30)))
-    passes = program.check(machine, memory, cycles)
+    passes = program.check(machine, memory)
     # It came to the end of what the machine did, which is the end of its vectors or of time.
     assert passes >= len(machine.finished) - 1
     assert len(machine.finished) >= 3

@@ -1,8 +1,7 @@
 # amaranth: UnusedElaboratable=no
 """Proves write-back equal to the rounding of the reference: ties, rails, ReLU and saturations.
 
-Every channel alike, of rows in any order and at any distance; and that tokens drain one unit's
-accumulators after the other.
+Every channel alike, of rows in any order and at any distance.
 """
 
 import math
@@ -17,19 +16,13 @@ from hypothesis import strategies as st
 from openese.hdl.layouts import Kind
 from openese.hdl.write_back import WriteBack
 from openese.model import reference
-from openese.model.config import (
-    DECODE_LATENCY,
-    MULTIPLY_LATENCY,
-    WRITE_BACK_LATENCY,
-    EngineConfig,
-)
+from openese.model.config import DRAIN_LATENCY, WRITE_BACK_LATENCY, EngineConfig
 
 from .helpers import (
     SMALL,
     act_message,
     load_message,
     plain,
-    recurrent,
     scan_message,
     simulate,
     unsigned,
@@ -52,21 +45,14 @@ class Run:
     results
         (cycle, act, value, saturated) of every activation; with several channels, a list of
         values.
-    gates
-        (cycle, value, saturated) of every result for the element-wise unit.
     drains
         (cycle, row).
     busy, clipped
         Cycles in which `busy` and `saturated` were high.
-    passed
-        Cycles in which a token was passed on.
     """
 
-    def __init__(self, dut, messages, accumulators, cycles, *, pe=0, reset_at=None, tokens=()):
+    def __init__(self, dut, messages, accumulators, cycles, *, pe=0, reset_at=None):
         self.results, self.drains, self.busy, self.clipped = [], [], [], []
-        self.gates, self.passed = [], []
-        # The request takes the way of an entry through decoder and multiplier.
-        delay = DECODE_LATENCY + MULTIPLY_LATENCY
         messages = self._spread(messages)
         reset = Signal()
         rng = np.random.default_rng(0)
@@ -80,8 +66,7 @@ class Run:
                 ctx.set(reset, int(cycle == reset_at))
                 ctx.set(dut.i.valid, int(cycle in messages))
                 ctx.set(dut.i.payload, messages.get(cycle, junk))
-                ctx.set(dut.i_token, int(cycle in tokens))
-                row = asked[cycle - delay] if cycle >= delay else None
+                row = asked[cycle - DRAIN_LATENCY] if cycle >= DRAIN_LATENCY else None
                 for c in range(channels):
                     if row is None:
                         ctx.set(dut.drained[c], int(rng.integers(-2000, 2000)))
@@ -92,13 +77,8 @@ class Run:
                 saturated = ctx.get(dut.saturated)
                 payload = plain(ctx.get(dut.o.payload))
                 value = payload["values"] if channels > 1 else payload["values"][0]
-                assert not (ctx.get(dut.o.valid) and ctx.get(dut.gate)), cycle
                 if ctx.get(dut.o.valid):
                     self.results.append((cycle, payload["act"], value, saturated))
-                if ctx.get(dut.gate):
-                    self.gates.append((cycle, value, saturated))
-                if ctx.get(dut.o_token):
-                    self.passed.append(cycle)
                 if saturated:
                     self.clipped.append(cycle)
                 if ctx.get(dut.busy):
@@ -231,8 +211,7 @@ def test_latency_addresses_and_back_to_back_commands():
 
 
 @pytest.mark.parametrize("gaps", [0.0, 0.3, 0.9])
-@pytest.mark.parametrize("config", [SMALL, recurrent(), SMALL.with_(channels=2)],
-                         ids=["SMALL", "recurrent", "channels"])
+@pytest.mark.parametrize("config", [SMALL, SMALL.with_(channels=2)], ids=["SMALL", "channels"])
 def test_rows_in_any_order_and_at_any_distance(config, gaps):
     """Accumulator, bias and place of the result are the message's own; others come between."""
     rng = np.random.default_rng(int(10 * gaps))
@@ -264,7 +243,6 @@ def test_rows_in_any_order_and_at_any_distance(config, gaps):
     run = Run(dut, messages, accumulators.tolist(), cycle + 12)
     assert run.results == expected
     assert run.drains == drains
-    assert run.gates == []
     assert run.busy == sorted({at + k for at, _ in drains for k in range(WRITE_BACK_LATENCY)})
     clips = [clip for *_, clip in expected]
     assert 0 < sum(map(bool, clips)) < len(clips)
@@ -277,19 +255,18 @@ def test_other_settings_from_the_cycle_of_the_result_on(first):
                 {"shift": 1, "relu": 0, "discard": 1}, {"shift": 2, "relu": 1, "discard": 1}]
     accumulators = [value << 14 for value in (-5, 6, -100_000, 100_000)] * 3
     for second in range(4):
-        for config in (SMALL, recurrent()):
-            run = Run(WriteBack(config), {
-                1: write_messages(4, act=3, **settings[first]),
-                4 + WRITE_BACK_LATENCY: write_messages(4, acc=4, act=20, **settings[second])},
-                accumulators, 30)
-            expected = [
-                (cycle + k + WRITE_BACK_LATENCY, act + k, *rounded(
-                    config, accumulators[k], 0, chosen["shift"], bool(chosen["relu"])))
-                for cycle, act, chosen in ((1, 3, settings[first]),
-                                           (4 + WRITE_BACK_LATENCY, 20, settings[second]))
-                for k in range(4) if not chosen["discard"]]
-            assert run.results == expected
-            assert run.clipped == [cycle for cycle, *_, clip in expected if clip]
+        run = Run(WriteBack(SMALL), {
+            1: write_messages(4, act=3, **settings[first]),
+            4 + WRITE_BACK_LATENCY: write_messages(4, acc=4, act=20, **settings[second])},
+            accumulators, 30)
+        expected = [
+            (cycle + k + WRITE_BACK_LATENCY, act + k, *rounded(
+                SMALL, accumulators[k], 0, chosen["shift"], bool(chosen["relu"])))
+            for cycle, act, chosen in ((1, 3, settings[first]),
+                                       (4 + WRITE_BACK_LATENCY, 20, settings[second]))
+            for k in range(4) if not chosen["discard"]]
+        assert run.results == expected
+        assert run.clipped == [cycle for cycle, *_, clip in expected if clip]
 
 
 def test_saturations_are_counted_with_their_activation():
@@ -356,84 +333,22 @@ def test_channels_share_biases_and_are_counted_one_by_one(channels):
         assert clips[:3] == [channels, 1, 0]
 
 
-@pytest.mark.parametrize("config", [SMALL, recurrent()], ids=["SMALL", "recurrent"])
-def test_write_begins_at_its_first_accumulator(config):
-    run = Run(WriteBack(config), {0: write_messages(4, acc=7, act=2)},
+def test_write_begins_at_its_first_accumulator():
+    run = Run(WriteBack(SMALL), {0: write_messages(4, acc=7, act=2)},
               [1024 * row for row in range(12)], 20)
     assert [row for _, row in run.drains] == [7, 8, 9, 10]
     assert [(act, value) for _, act, value, _ in run.results] == [
         (2, 7), (3, 8), (4, 9), (5, 10)]
-    assert run.gates == []
-
-
-@pytest.mark.parametrize(("gates", "period"), [(4, 4), (4, 5), (4, 12), (1, 1), (1, 4), (1, 9),
-                                               (2, 4)])
-def test_a_token_drains_the_accumulators_of_one_unit(gates, period):
-    """At every distance of tokens that the accumulators of a unit leave time for."""
-    config = recurrent(bias_depth=40, acc_depth=40)
-    units, first = 5, 6
-    rows = units * gates
-    accumulators = [1000 * 1024 * (row % 40 - 20) for row in range(config.acc_depth)]
-    biases = [4 * (3 * k - 40) for k in range(config.bias_depth)]
-    dut = WriteBack(config, init=[unsigned(bias, config.bias_bits) for bias in biases])
-    tokens = [first + period * k for k in range(units)]
-    run = Run(dut, {2: write_message(Kind.CELL, acc=11, act=29, bias=5, gates=gates - 1)},
-              accumulators, first + period * units + 20, tokens=tokens)
-    drained = [token + 1 + k for token in tokens for k in range(gates)]
-    assert run.drains == list(zip(drained, range(11, 11 + rows), strict=True))
-    latency = WRITE_BACK_LATENCY - 1
-    assert run.gates == [
-        (cycle + latency, *clipped(config, accumulators[11 + k] // 1024 + biases[5 + k] // 4))
-        for k, cycle in enumerate(drained)]
-    assert run.results == []
-    assert run.passed == [token + 1 for token in tokens]
-    assert run.busy == sorted({cycle + k for cycle in drained for k in range(latency + 1)})
-
-
-def clipped(config: EngineConfig, value: int) -> tuple[int, int]:
-    """An activation and whether it was clipped."""
-    low, high = -(1 << config.act_bits - 1), (1 << config.act_bits - 1) - 1
-    return min(max(value, low), high), int(not low <= value <= high)
-
-
-def test_cells_and_writes_take_turns():
-    """Each has its own rounding; tokens go on where the one before has stopped."""
-    config = recurrent(acc_depth=30)
-    accumulators = [-1024 * 16 * (row + 1) for row in range(30)]
-    messages = {
-        0: write_messages(3, acc=20, act=4, shift=0),
-        20: write_message(Kind.CELL, acc=2, gates=3, shift=1),
-        50: write_messages(2, acc=10, act=9, relu=1),
-        70: write_message(Kind.CELL, acc=25, gates=0, shift=2, relu=1),
-        90: write_message(Kind.CELL, acc=0, gates=0, shift=2),
-    }
-    run = Run(WriteBack(config), messages, accumulators, 120, tokens=[25, 33, 75, 95, 100])
-    assert [row for _, row in run.drains] == [20, 21, 22, *range(2, 10), 10, 11, 25, 0, 1]
-    assert [(act, value) for _, act, value, _ in run.results] == [
-        (4, -16 * 21), (5, -16 * 22), (6, -16 * 23), (9, 0), (10, 0)]
-    assert [value for _, value, _ in run.gates] == [
-        *(-8 * (row + 1) for row in range(2, 10)), 0, -4, -8]
 
 
 def test_reset_ends_a_command():
     # The last message comes in the cycle of the reset.
-    for config in (SMALL, recurrent()):
-        run = Run(WriteBack(config), {0: write_messages(12), 16: write_messages(1, act=9)},
-                  [0] * 12, 30, reset_at=11)
-        first, after = WRITE_BACK_LATENCY, 16 + WRITE_BACK_LATENCY
-        assert [cycle for cycle, *_ in run.results] == [*range(first, 12), after]
-        assert run.results[-1][1] == 9
-        assert run.busy == [*range(1, 12), *range(17, after + 1)]
-
-
-def test_reset_ends_the_drain_of_a_unit():
-    config = recurrent()
-    messages = {0: write_message(Kind.CELL, acc=2, gates=3),
-                8: write_message(Kind.CELL, acc=5, gates=1)}
-    run = Run(WriteBack(config), messages, [0] * 12, 30, reset_at=6, tokens=[4, 10])
-    assert run.drains == [(5, 2), (6, 3), (11, 5), (12, 6)]
-    assert [cycle for cycle, *_ in run.gates] == [
-        cycle + WRITE_BACK_LATENCY - 1 for cycle in (11, 12)]
+    run = Run(WriteBack(SMALL), {0: write_messages(12), 16: write_messages(1, act=9)},
+              [0] * 12, 30, reset_at=11)
+    first, after = WRITE_BACK_LATENCY, 16 + WRITE_BACK_LATENCY
+    assert [cycle for cycle, *_ in run.results] == [*range(first, 12), after]
+    assert run.results[-1][1] == 9
+    assert run.busy == [*range(1, 12), *range(17, after + 1)]
 
 
 def test_constructor_errors():
