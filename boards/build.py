@@ -25,6 +25,7 @@ from openese.model.compile import Image
 from openese.model.config import EngineConfig
 
 from .family import BuildError, Family, Plan
+from .floorplan import place
 from .platforms import BOARDS, Board
 from .top import Top
 
@@ -378,7 +379,8 @@ def _route(design: _Design, family: Family, versions: Mapping[str, str], progres
     if design.contents and replacement.unplaced(results[plan.netlist], design.contents):
         shutil.rmtree(work)
         raise _UnplacedError
-    (work / plan.netlist).write_text(results[plan.netlist])
+    netlist = results[plan.netlist]
+    (work / plan.netlist).write_text(place(netlist, plan.sites) if plan.sites else netlist)
     _run_tool(family, family.router, plan.route, work, progress)
     if replacement is not None:
         places = replacement.locate((work / replacement.routed).read_text(),

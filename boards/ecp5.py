@@ -13,6 +13,7 @@ from amaranth.lib.wiring import Out
 from .ecp5_contents import insert, locate, take_contents, unplaced
 from .family import (
     BuildError,
+    Design,
     Family,
     Plan,
     Replacement,
@@ -20,6 +21,7 @@ from .family import (
     amaranth_files,
     amaranth_steps,
 )
+from .floorplan import floorplan
 
 __all__ = ["ECP5", "Ecp5Pll", "PllSettings"]
 
@@ -166,20 +168,27 @@ PREPARE = (
 #: 103 without.
 SYNTHESIS_OPTIONS = "-nowidelut"
 
+#: Yosys commands after synthesis of a design with a floorplan. PEs share a module, so that a site
+#: given to a cell of it would be that of all PEs. Yosys optimises no more after this: registers
+#: that were kept apart stay so.
+FLATTEN = ("setattr -mod -unset keep_hierarchy *", "flatten", "delete t:$scopeinfo")
+
 #: The routed design as JSON, which tells where memories are.
 ROUTED = "routed.json"
 
 
-def _plan(platform: Platform, top: Elaboratable, seed: int) -> Plan:
+def _plan(platform: Platform, top: Design, seed: int) -> Plan:
     # The router that finishes in minutes. Its option --tmg-ripup gains a few per cent, but where
     # the constraint cannot be met it never ends.
     options = (f"--report report.json --write {ROUTED} --seed {seed} --router router2 "
                "--timing-allow-fail")
+    sites = floorplan(platform.device, top.config)
+    after = {"script_after_synth": "\n".join(FLATTEN)} if sites else {}
     files = amaranth_files(platform, top, script_after_read="\n".join(PREPARE),
-                           synth_opts=SYNTHESIS_OPTIONS, nextpnr_opts=options)
+                           synth_opts=SYNTHESIS_OPTIONS, nextpnr_opts=options, **after)
     route, pack = amaranth_steps(files, "nextpnr-ecp5", "ecppack")
     return Plan({name: files[name] for name in ("top.ys", "top.il", "top.lpf")}, "top.json",
-                route, pack, ("top.bit", "top.svf"))
+                route, pack, ("top.bit", "top.svf"), sites)
 
 
 def _device_of(bitstream: bytes) -> str | None:

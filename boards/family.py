@@ -13,8 +13,9 @@ from amaranth.hdl import Elaboratable
 from amaranth.lib import io, wiring
 
 from openese.hdl.export import MemoryContents
+from openese.model.config import EngineConfig
 
-__all__ = ["BuildError", "ClockSettings", "Family", "Plan", "Replacement", "Tool",
+__all__ = ["BuildError", "ClockSettings", "Design", "Family", "Plan", "Replacement", "Tool",
            "amaranth_files", "amaranth_steps"]
 
 
@@ -38,6 +39,21 @@ class ClockSettings(Protocol):
 
         Its members are ``clk_out : Out(1)`` and ``locked : Out(1)``, asynchronous.
         """
+
+
+class Design(Protocol):
+    """What is built: an Amaranth elaboratable that holds an engine.
+
+    Attributes
+    ----------
+    config : EngineConfig
+        Configuration of the engine.
+    """
+
+    config: EngineConfig
+
+    def elaborate(self, platform: Platform) -> Elaboratable:
+        """As Amaranth calls it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,9 @@ class Plan:
         Arguments of `Family.packer`.
     products
         Files that packing makes, the bitstream first.
+    sites
+        PE to primitive to the sites of its cells, which the netlist, a flat one, is given before
+        place and route (`openese.boards.floorplan`). Empty: nextpnr places everything.
     """
 
     files: dict[str, str]
@@ -93,6 +112,7 @@ class Plan:
     route: tuple[str, ...]
     pack: tuple[str, ...]
     products: tuple[str, ...]
+    sites: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -166,7 +186,7 @@ class Family:
     synthesis: str
     synthesis_options: str
     prepare: tuple[str, ...]
-    plan: Callable[[Platform, Elaboratable, int], Plan] = field(repr=False)
+    plan: Callable[[Platform, Design, int], Plan] = field(repr=False)
     pll: Callable[[float, float], ClockSettings] = field(repr=False)
     counted: Mapping[str, tuple[str, ...]] = field(repr=False)
     suffix: str

@@ -121,6 +121,8 @@ class Top(Elaboratable):
 
     Attributes
     ----------
+    config : EngineConfig
+        That of the engine.
     pll : ClockSettings
         What the clock is made with; ``pll.output_hz`` is the clock that is really run.
 
@@ -133,7 +135,7 @@ class Top(Elaboratable):
 
     def __init__(self, config: EngineConfig, board: Board, target_mhz: float,
                  image: Image | None = None, build: int = 0, baud: int | None = None):
-        self._board = board
+        self.config, self._board = config, board
         self.pll: ClockSettings = board.family.pll(board.platform().default_clk_frequency,
                                                    target_mhz * 1e6)
         cycles = divisor(self.pll.output_hz, board.baud if baud is None else baud)
