@@ -35,8 +35,10 @@ _NEAREST = {22: 10, 46: 34, 70: 58, 82: 58}
 
 #: Devices of this die.
 _DEVICES = ("LFE5U-85F", "LFE5UM-85F", "LFE5UM5G-85F")
-#: Engines of fewer PEs are left to nextpnr.
+#: Engines of fewer PEs, or whose PEs have no more than this share of the block RAMs, are left to
+#: nextpnr.
 MIN_PES = 16
+MIN_SHARE = 1 / 2
 
 _PE = re.compile(r"(?:^|\.)(cluster_\d+\.pe_\d+)\.")
 
@@ -115,7 +117,7 @@ def floorplan(device: str, config: EngineConfig) -> dict[str, Sites]:
     # What is counted by PEs is in them. More sites than a PE has cells do no harm.
     block_rams = sum(memory.brams for memory in engine_memories(config)
                      if memory.count % config.n_pes == 0) // config.n_pes
-    if 2 * config.n_pes * block_rams <= sum(map(len, BLOCK_RAMS.values())):
+    if config.n_pes * block_rams <= MIN_SHARE * sum(map(len, BLOCK_RAMS.values())):
         return {}
     names = [f"cluster_{cluster}.pe_{pe}" for cluster, size in enumerate(cluster_sizes(config))
              for pe in range(size)]
