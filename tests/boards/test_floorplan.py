@@ -60,23 +60,31 @@ def test_device():
                                "X9/Y10/MULT18_5"]
 
 
+def placed(cells, device, directory):
+    """nextpnr's placement of unconnected cells, given as site to primitive."""
+    cells = {site: {"type": kind, "attributes": {"BEL": site}, "parameters": {},
+                    "port_directions": {}, "connections": {}} for site, kind in cells.items()}
+    module = {"attributes": {"top": "1"}, "ports": {}, "cells": cells, "netnames": {}}
+    (directory / "top.json").write_text(json.dumps({"modules": {"top": module}}))
+    arguments = [device, "--package", "CABGA381", "--json", "top.json", "--no-route"]
+    return subprocess.run(
+        [sys.executable, "-c", ECP5.tools["nextpnr-ecp5"].program, *arguments], cwd=directory,
+        check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
 @pytest.mark.parametrize("device", ["--85k", "--um5g-85k"])
 def test_sites_exist(device, tmp_path):
-    """nextpnr refuses a site that it does not know, or that has another kind of primitive."""
-    cells = {site: {"type": kind, "attributes": {"BEL": site}, "parameters": {},
-                    "port_directions": {}, "connections": {}}
-             for kind, rows in (("DP16KD", BLOCK_RAMS), ("MULT18X18D", MULTIPLIERS))
+    """Every site of the tables is one of nextpnr's for that primitive, and there are no others."""
+    cells = {site: kind for kind, rows in (("DP16KD", BLOCK_RAMS), ("MULT18X18D", MULTIPLIERS))
              for row in rows.values() for site in row}
-    module = {"attributes": {"top": "1"}, "ports": {}, "cells": cells, "netnames": {}}
-    (tmp_path / "top.json").write_text(json.dumps({"modules": {"top": module}}))
-    arguments = [device, "--package", "CABGA381" if device == "--85k" else "CABGA554", "--json",
-                 "top.json", "--report", "report.json", "--placer", "sa", "--no-route", "--force"]
-    done = subprocess.run(
-        [sys.executable, "-c", ECP5.tools["nextpnr-ecp5"].program, *arguments], cwd=tmp_path,
-        check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert re.search(r"DP16KD: +208/ +208", done.stderr)
-    assert re.search(r"MULT18X18D: +156/ +156", done.stderr)
+    done = placed(cells, device, tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert re.search(r"DP16KD: +208/ +208 ", done.stdout)
+    assert re.search(r"MULT18X18D: +156/ +156 ", done.stdout)
+    for site, kind in (("X5/Y22/EBR0", "DP16KD"), ("X4/Y22/EBR0", "MULT18X18D")):
+        done = placed({site: kind}, device, tmp_path)
+        assert done.returncode != 0
+        assert site in done.stdout
 
 
 @pytest.mark.parametrize(("n_pes", "block_rams", "multipliers"), [
