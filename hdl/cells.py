@@ -1,7 +1,7 @@
 """Cells: runs a recurrent layer's accumulators through the element-wise unit (ESE, ElementWise)."""
 
 from amaranth import *
-from amaranth.lib import fifo, stream, wiring
+from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from openese.model.config import GATE_LANES, EngineConfig
@@ -17,6 +17,7 @@ from .layouts import (
     input_signature,
     instruction_layout,
     scan_layout,
+    values_layout,
 )
 from .pre_activations import PreActivations
 from .skid import Skid
@@ -100,9 +101,13 @@ class Cells(wiring.Component):
         config = self._config
         m.submodules.units = units = Units(config)
         m.submodules.elementwise = elementwise = self.elementwise
-        width = config.act_bits * config.channels
-        m.submodules.results = results = fifo.SyncFIFOBuffered(
-            width=width, depth=config.results_depth)
+        # The queue is block RAM, whose word goes nowhere but to a register; so whether a result is
+        # zero is found out in front of it.
+        layout = data.StructLayout({"values": values_layout(config), "nonzero": 1})
+        m.submodules.queue = queue = fifo.SyncFIFOBuffered(
+            width=Shape.cast(layout).width, depth=config.results_depth)
+        m.submodules.head = head = Skid(layout)
+        results = head.o
         m.submodules.skid = skid = Skid(act_out_layout(config))
         wiring.connect(m, skid.o, wiring.flipped(self.o_act))
         m.submodules.pre_activations = pre_activations = self.pre_activations
@@ -127,10 +132,13 @@ class Cells(wiring.Component):
         arriving = self._feed_units(m, command, units, elementwise)
         taken, finished, dumped = self._give_results(m, command, results, skid)
         m.d.comb += [
-            results.w_en.eq(elementwise.o_valid),
-            results.w_data.eq(elementwise.o_values.as_value()),
+            queue.w_en.eq(elementwise.o_valid),
+            queue.w_data.eq(Cat(elementwise.o_values.as_value(),
+                                elementwise.o_values.as_value().any())),
+            head.i.valid.eq(queue.r_rdy), head.i.payload.as_value().eq(queue.r_data),
+            queue.r_en.eq(head.i.ready),
         ]
-        m.d.sync += Assert(~results.w_en | results.w_rdy, "a result had no room")
+        m.d.sync += Assert(~queue.w_en | queue.w_rdy, "a result had no room")
 
         # Tokens while there is room for a result of every PE.
         wait = Signal(range(max(config.drain_wait, config.token_period, 8) + 1))
@@ -226,7 +234,7 @@ class Cells(wiring.Component):
     def _give_results(self, m: Module, command, results, skid: Skid):
         """Results to their destinations; returns when one is taken, and whether all are."""
         config = self._config
-        values = Signal(self.o_feed.payload.values.shape())
+        values = results.payload.values
         pe = Signal(config.pe_bits)
         left = Signal(config.rows_bits)
         dumped = Signal()
@@ -237,10 +245,10 @@ class Cells(wiring.Component):
         taken = Signal()
         feed = self.o_feed
         m.d.comb += [
-            values.as_value().eq(results.r_data), results.r_en.eq(taken),
-            feed.valid.eq(results.r_rdy & command.to_feed & out_ready),
-            taken.eq(results.r_rdy & out_ready & (~command.to_feed | feed.ready)),
-            feed.payload.values.eq(values), feed.payload.nonzero.eq(values.as_value().any()),
+            results.ready.eq(taken),
+            feed.valid.eq(results.valid & command.to_feed & out_ready),
+            taken.eq(results.valid & out_ready & (~command.to_feed | feed.ready)),
+            feed.payload.values.eq(values), feed.payload.nonzero.eq(results.payload.nonzero),
             feed.payload.lane.eq(pe), feed.payload.last.eq(last_of_row),
             skid.i.valid.eq((taken & command.to_out) | dumped),
             skid.i.payload.data.eq(Mux(dumped, self.elementwise.dump_values.as_value(),

@@ -38,8 +38,8 @@ __all__ = ["CyclePrediction", "LayerCycles", "predict_cycles"]
 _ENTRY_TO_WRITTEN = DECODE_LATENCY + MULTIPLY_LATENCY + ACC_LATENCY - 1
 #: From a PE taking a fence from its queue to its signal falling.
 _FENCE = MULTIPLY_LATENCY + 2
-#: From the element-wise unit giving a result to the queue behind it offering it.
-_RESULT_QUEUE = 2
+#: From the element-wise unit giving a result to the register behind the queue offering it.
+_RESULT_QUEUE = 3
 #: Cycles to fill the empty matrix read of an engine without pointers.
 _JUMP = 3
 

@@ -270,10 +270,11 @@ def test_one_unit_per_cycle(n_pes, gates):
     run = Run(config, [Task(config, rows=rows, rem=n_pes, gates=gates, to_feed=1)])
     start, period = run.starts[0], config.token_period
     assert run.tokens == [start + config.drain_wait + 1 + period * k for k in range(rows)]
-    # From token to result: write-back, gather tree, collector, the unit's own latency, queue.
+    # From token to result: rounding, gather tree, collector, the unit's own latency, the queue and
+    # the register behind it.
     first = run.feed[0][0]
     assert first == (run.tokens[0] + WRITE_BACK_LATENCY + gates + config.fan_levels + 1
-                     + ElementWise.LATENCY + 1 + 1)
+                     + ElementWise.LATENCY + 1 + 1 + 1)
     assert [cycle for cycle, _ in run.feed] == [
         first + period * row + pe for row in range(rows) for pe in range(n_pes)]
 
