@@ -72,10 +72,9 @@ def allot(n_pes: int, block_rams: int, multipliers: int) -> list[Sites] | None:
                          f"multipliers, not {n_pes} PEs with {block_rams} and {multipliers}")
     per_row = -(-n_pes // len(BLOCK_RAMS))
     memories: list[tuple[str, ...]] = []
-    #: Row of multipliers to where, along the row, which PE is.
+    # Row of multipliers to where, along the row, which PE is.
     shared: dict[int, list[tuple[int, int]]] = {y: [] for y in MULTIPLIERS}
-    for row, sites in enumerate(BLOCK_RAMS.items()):
-        y, names = sites
+    for row, (y, names) in enumerate(BLOCK_RAMS.items()):
         pes = range(n_pes)[row * per_row:(row + 1) * per_row]
         if len(pes) * block_rams > len(names):
             return None
