@@ -88,7 +88,7 @@ class FrameReader(wiring.Component):
     Members
     -------
     i : ``In(stream.Signature(8))``
-        From the line. Taken 9 cycles after the byte before at the latest, but not in ``hold``.
+        From the line. Taken 10 cycles after the byte before at the latest, but not in ``hold``.
     hold : ``In(1)``
         Take nothing.
     close : ``In(1)``
@@ -132,16 +132,21 @@ class FrameReader(wiring.Component):
         m.submodules.unstuff = unstuff = Unstuffer()
         m.submodules.crc = crc = Crc32()
         wiring.connect(m, wiring.flipped(self.i), unstuff.i)
-        item = unstuff.o.payload
+        # A register, since what a byte decides reaches far.
+        item, waiting = Signal.like(unstuff.o.payload, reset_less=True), Signal()
         taken = Signal()
         m.d.comb += [
-            unstuff.o.ready.eq(crc.i.ready & ~self.hold),
-            taken.eq(unstuff.o.valid & unstuff.o.ready),
+            unstuff.o.ready.eq(~waiting),
+            taken.eq(waiting & crc.i.ready & ~self.hold),
             crc.i.payload.eq(item.data),
             crc.i.valid.eq(taken & ~item.flag),
             crc.clear.eq(taken & item.flag),
             self.data.eq(item.data),
         ]
+        with m.If(~waiting):
+            m.d.sync += [waiting.eq(unstuff.o.valid), item.eq(unstuff.o.payload)]
+        with m.Elif(taken):
+            m.d.sync += waiting.eq(0)
 
         # Bytes of the frame so far, counted up to the first one of a payload.
         complete, with_payload = HOST_HEADER + CRC_BYTES, HOST_HEADER + CRC_BYTES + 1
