@@ -345,6 +345,11 @@ PRESETS: dict[str, EngineConfig] = {
     # ULX3S with LFE5U-85F: a 4-bit code, a 4-bit index and the flag fill 9-bit block RAM.
     "ulx3s-85f": EngineConfig(n_pes=16, spmat_depth=2048, ptr_depth=2048, bias_depth=64,
                               act_depth=256, acc_depth=32, input_lanes=4),
+    # As many PEs as EIE has, on the same device: 131,072 entries, 16 bits, codebooks of 12. All but
+    # 16 of the block RAMs are PEs', three each.
+    "eie-85f": EngineConfig(n_pes=64, spmat_depth=2048, ptr_depth=1024, bias_depth=16,
+                            act_depth=128, acc_depth=16, codebooks=2, weight_bits=12, acc_bits=28,
+                            shift_bits=2, input_lanes=4),
     # EIE's machine (ISCA 2016, section VI): 64 PEs with 131,072 entries each.
     "eie-64": EngineConfig(n_pes=64, spmat_depth=131072, ptr_depth=32768, bias_depth=256,
                            act_depth=1024, acc_depth=256, input_lanes=4),

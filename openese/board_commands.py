@@ -4,7 +4,7 @@ import importlib.metadata
 from argparse import Namespace
 from pathlib import Path
 
-from .commands import Result, _lanes, _load_network
+from .commands import Result, _lanes, _load_network, preset_engine
 
 __all__ = ["boards", "build", "flash"]
 
@@ -74,10 +74,13 @@ def _build(options: Namespace, model: str | None, empty: bool):
     from openese.model.quantise import quantise
 
     engine = find_board(options.board).config
+    if options.preset is not None:
+        engine = preset_engine(options)
     if model is None and not empty:
         raise ValueError("give MODEL.ese, or --empty for an engine that is loaded later")
     if model is None and options.pes is not None:
-        raise ValueError("--pes needs MODEL.ese: the engine is sized for it")
+        raise ValueError("--pes needs MODEL.ese: the engine is sized for it; "
+                         "--preset takes an engine as it is")
     if model is not None:
         network = _load_network(model)
         if options.pes is not None:

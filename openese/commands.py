@@ -380,8 +380,6 @@ def _lanes(n_pes: int) -> int:
 
 def _engine(options: Namespace) -> dict:
     """The engine asked for, as arguments of `simulate`: a configuration, or how to size one."""
-    from openese.model.config import PRESETS
-
     fields = {name: getattr(options, name, None)
               for name in ("queue_depth", "entry_bits", "pointers", "channels")}
     fields = {name: value for name, value in fields.items() if value is not None}
@@ -389,11 +387,18 @@ def _engine(options: Namespace) -> dict:
     if preset is None:
         n_pes = 8 if options.pes is None else options.pes
         return {"n_pes": n_pes, "input_lanes": _lanes(n_pes), **fields}
+    return {"config": preset_engine(options).with_(**fields)}
+
+
+def preset_engine(options: Namespace):
+    """The engine of ``--preset``."""
+    from openese.model.config import PRESETS
+
     if options.pes is not None:
         raise ValueError("give --pes or --preset, not both")
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; presets: {', '.join(PRESETS)}")
-    return {"config": PRESETS[preset].with_(**fields)}
+    if options.preset not in PRESETS:
+        raise ValueError(f"unknown preset {options.preset!r}; presets: {', '.join(PRESETS)}")
+    return PRESETS[options.preset]
 
 
 def _sized(network, engine: dict):

@@ -179,6 +179,14 @@ def test_model_too_large_for_the_preset(capsys, tmp_path):
     (["inspect", SHIPPED, "--entry-bits", "4"],
      "entry_bits must be larger than code_bits (4) to leave an index, not 4"),
     (["bench", "ese", "--steps", "0"], "--steps must be 1 or more, not 0"),
+    (["build", "--empty", "--board", "ulx3s-85f", "--preset", "none"],
+     "unknown preset 'none'; presets: "),
+    (["build", SHIPPED, "--board", "ulx3s-85f", "--preset", "demo", "--pes", "2"],
+     "give --pes or --preset, not both"),
+    (["build", "--empty", "--board", "ulx3s-85f", "--pes", "2"], "--pes needs MODEL.ese: "),
+    # Whatever is built is the preset's engine.
+    (["build", SHIPPED, "--board", "ulx3s-85f", "--preset", "eie-85f"],
+     "needs codebooks 3, the engine has 2: "),
     (["build", SHIPPED, "--board", "none"], "no board is called 'none'; there are: ulx3s-12f, "),
 ])
 def test_wrong_options(capsys, tmp_path, monkeypatch, arguments, text):
