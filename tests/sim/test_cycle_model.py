@@ -123,16 +123,11 @@ def test_any_recurrent_engine(engine):
     check(network, inputs, n_pes, **options)
 
 
-def test_an_engine_for_recurrent_networks_runs_others_in_the_same_cycles():
-    network = random_network(6, [30, 21, 8], 0.3)
-    inputs = random_inputs(6, network, 3)
-    plain, reference, image = predicted(network, inputs, 4)
-    wide = image.config.with_(state_depth=4)
-    image = compile_network(quantise(network, wide), wide)
-    recurrent = predict_cycles(image, reference)
-    assert np.array_equal(plain.outputs, recurrent.outputs)
-    assert plain.layers == recurrent.layers
-    assert not recurrent.exposed.any()
+@pytest.mark.parametrize("options", [{}, {"pointers": False}, {"serial_cells": True}], ids=str)
+def test_linear_networks_on_recurrent_engines(options):
+    """Their layers go through the element-wise unit, each when the one before has settled."""
+    check(random_network(6, [30, 21, 17, 8], 0.3), random_inputs(6, random_network(6, [30, 8]), 5),
+          5, state_depth=4, **options)
 
 
 @pytest.mark.parametrize("pointers", [True, False])
