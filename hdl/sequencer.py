@@ -180,7 +180,7 @@ class Sequencer(wiring.Component):
         def open_columns(of_kind: Kind, dense: int):
             scan = args.scan
             statements = [
-                self.o.valid.eq(1), kind.eq(of_kind),
+                kind.eq(of_kind),
                 scan.act.eq(Mux(instruction.from_input, self.input_act, instruction.act)),
                 scan.rows.eq(instruction.rows), scan.rem.eq(instruction.rem),
                 scan.route.code_sel.eq(instruction.code_sel), scan.dense.eq(dense),
@@ -197,10 +197,10 @@ class Sequencer(wiring.Component):
 
         def write_back():
             if config.recurrent:
-                return [self.o.valid.eq(1), kind.eq(Kind.CELL), args.write.acc.eq(acc),
+                return [kind.eq(Kind.CELL), args.write.acc.eq(acc),
                         args.write.gates.eq(instruction.gates)]
             return [
-                self.o.valid.eq(1), kind.eq(Kind.WRITE),
+                kind.eq(Kind.WRITE),
                 args.write.act.eq(instruction.act), args.write.acc.eq(acc),
                 args.write.bias.eq(instruction.base), args.write.shift.eq(instruction.shift),
                 args.write.relu.eq(instruction.relu),
@@ -253,8 +253,18 @@ class Sequencer(wiring.Component):
 
             with m.State("EXECUTE"):
                 m.d.comb += self.computing.eq(~waiting)
+                # What the message says does not depend on whether it goes out now.
+                with m.Switch(instruction.op):
+                    with m.Case(Op.SPMV):
+                        m.d.comb += open_columns(Kind.SCAN, int(not config.pointers))
+                        with m.If(parts["feed"]):
+                            m.d.comb += kind.eq(Kind.FEED)
+                    with m.Case(Op.OUTPUT):
+                        m.d.comb += open_columns(Kind.SCAN, 1)
+                    with m.Default():
+                        m.d.comb += write_back()
                 m.d.sync += [
-                    left.eq(instruction.rows), row_ptr.eq(instruction.base),
+                    left.eq(instruction.rows), row_ptr.eq(instruction.base), row.eq(args.write),
                     was_last.eq(instruction.last), was_input.eq(instruction.from_input),
                     flows.eq(parts["flow"]), fed.eq(parts["feed"]),
                     wait.eq(config.drain_wait - 1),
@@ -275,28 +285,25 @@ class Sequencer(wiring.Component):
                     m.d.sync += pc.eq(Mux(instruction.last, 0, pc + 1))
                     with m.Switch(instruction.op):
                         with m.Case(Op.SPMV):
-                            m.d.comb += open_columns(Kind.SCAN, int(not config.pointers))
-                            with m.If(parts["feed"]):
-                                m.d.comb += kind.eq(Kind.FEED)
+                            m.d.comb += self.o.valid.eq(1)
                             with m.If(parts["prefetch"]):
                                 m.d.sync += [prefetched.eq(1), was_input.eq(0)]
                             with m.Elif(instruction.from_input):
                                 m.d.sync += self.cells_active.eq(self.input_active)
                             m.next = "SPMV"
                         with m.Case(Op.OUTPUT):
-                            m.d.comb += open_columns(Kind.SCAN, 1)
+                            m.d.comb += self.o.valid.eq(1)
                             m.next = "OUTPUT"
                         if config.recurrent:
                             with m.Case(Op.CELL):
-                                m.d.comb += [*write_back(), self.cells_start.eq(1)]
+                                m.d.comb += [self.o.valid.eq(1), self.cells_start.eq(1)]
                                 go_on(instruction.last, fetch=True)
                             with m.Case(Op.STATE):
                                 m.d.comb += self.cells_start.eq(1)
                                 go_on(instruction.last, fetch=True)
                         else:
                             with m.Default():
-                                m.d.comb += write_back()
-                                m.d.sync += row.eq(args.write)
+                                m.d.comb += self.o.valid.eq(1)
                                 m.next = "WRITE"
                                 with m.If(instruction.rows == 1):
                                     m.next = "DRAIN"
