@@ -37,7 +37,7 @@ class PreActivations(wiring.Component):
     i : ``In(sum_layout(config)).array(gate_lanes)``
     o : ``Out(gate_layout(config)).array(gate_lanes)``
     start : ``In(1)``, base : ``In(bias_addr_bits)``
-        The next sum of each lane has its bias here.
+        The next sum of each lane has its bias here. It comes 2 cycles later or more.
     shift : ``In(shift_bits)``, relu : ``In(1)``, biased : ``In(1)``
         Steady while sums arrive. Without `biased` the bias is 0.
     i_load : ``In(broadcast_signature(config))``
@@ -74,11 +74,13 @@ class PreActivations(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
+        start, base = Signal(), Signal.like(self.base, reset_less=True)
         shift, relu = Signal.like(self.shift), Signal()
-        m.d.sync += [shift.eq(self.shift), relu.eq(self.relu)]
+        m.d.sync += [start.eq(self.start), base.eq(self.base),
+                     shift.eq(self.shift), relu.eq(self.relu)]
         clipped = []
         for k, (words, sums, out) in enumerate(zip(self.biases, self.i, self.o, strict=False)):
-            bias = self._bias(m, k, words, sums.valid, platform)
+            bias = self._bias(m, k, words, start, base, sums.valid, platform)
             valid = [sums.valid] + [
                 Signal(name=f"valid_{k}_{age}") for age in range(self.LATENCY)]
             m.d.sync += [after.eq(before) for before, after in pairwise(valid)]
@@ -94,7 +96,8 @@ class PreActivations(wiring.Component):
         m.d.sync += self.saturated.eq(sum(clipped))
         return m
 
-    def _bias(self, m: Module, k: int, words: memory.MemoryData, taken: Value, platform) -> Value:
+    def _bias(self, m: Module, k: int, words: memory.MemoryData, start: Value, base: Value,
+              taken: Value, platform) -> Value:
         """The bias of a lane's sum, one cycle after it."""
         config = self._config
         m.submodules[f"biases_{k}"] = biases = memory.Memory(
@@ -108,7 +111,7 @@ class PreActivations(wiring.Component):
         # The word of the next sum is read before it comes.
         place, after = Signal(config.bias_addr_bits), Signal(config.bias_addr_bits)
         m.d.comb += [
-            after.eq(Mux(self.start, self.base, place + taken)), read.addr.eq(after)]
+            after.eq(Mux(start, base, place + taken)), read.addr.eq(after)]
         m.d.sync += place.eq(after)
         bias = Signal(signed(max(config.bias_bits, config.bias_guard) + 1), reset_less=True,
                       name=f"bias_{k}")
