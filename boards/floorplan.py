@@ -39,6 +39,8 @@ _DEVICES = ("LFE5U-85F", "LFE5UM-85F", "LFE5UM5G-85F")
 #: nextpnr.
 MIN_PES = 16
 MIN_SHARE = 1 / 2
+#: Block RAMs that are left for what is not of a PE: fewer than this are kept together.
+MIN_SPARE = 32
 
 _PE = re.compile(r"(?:^|\.)(cluster_\d+\.pe_\d+)\.")
 
@@ -47,8 +49,10 @@ def allot(n_pes: int, block_rams: int, multipliers: int) -> list[Sites] | None:
     """Sites for the PEs of an engine.
 
     The PEs are dealt over the rows of block RAMs in order, as many to each, the last row taking
-    what is left, and are spread evenly over their row. The multipliers of two rows that share a row
-    of multipliers take turns.
+    what is left, and are spread evenly over their row. If few block RAMs are left for everything
+    else, that would scatter them over the device: then the outer rows take as many PEs as they can
+    and the inner ones leave their middle free. The multipliers of two rows that share a row of
+    multipliers take turns.
 
     Parameters
     ----------
@@ -70,17 +74,17 @@ def allot(n_pes: int, block_rams: int, multipliers: int) -> list[Sites] | None:
     if n_pes < 1 or block_rams < 0 or multipliers < 0:
         raise ValueError("a floorplan is for 1 PE or more with 0 or more block RAMs and "
                          f"multipliers, not {n_pes} PEs with {block_rams} and {multipliers}")
-    per_row = -(-n_pes // len(BLOCK_RAMS))
-    memories: list[tuple[str, ...]] = []
+    length = len(_COLUMNS)
+    spare = len(BLOCK_RAMS) * length - n_pes * block_rams
+    rows = (_together if 0 <= spare < MIN_SPARE else _spread)(n_pes, block_rams)
+    memories: dict[int, tuple[str, ...]] = {}
     # Row of multipliers to where, along the row, which PE is.
     shared: dict[int, list[tuple[int, int]]] = {y: [] for y in MULTIPLIERS}
-    for row, (y, names) in enumerate(BLOCK_RAMS.items()):
-        pes = range(n_pes)[row * per_row:(row + 1) * per_row]
-        if len(pes) * block_rams > len(names):
+    for (y, names), pes in zip(BLOCK_RAMS.items(), rows, strict=True):
+        if len(pes) * block_rams > length:
             return None
-        for k, pe in enumerate(pes):
-            start = k * len(names) // len(pes)
-            memories.append(names[start:start + block_rams])
+        for pe, start in pes.items():
+            memories[pe] = names[start:start + block_rams]
             shared[_NEAREST[y]].append((start, pe))
     products: dict[int, tuple[str, ...]] = {}
     for y, pes in shared.items():
@@ -91,6 +95,37 @@ def allot(n_pes: int, block_rams: int, multipliers: int) -> list[Sites] | None:
             start = k * len(names) // len(pes)
             products[pe] = names[start:start + multipliers]
     return [{"DP16KD": memories[pe], "MULT18X18D": products[pe]} for pe in range(n_pes)]
+
+
+def _spread(n_pes: int, block_rams: int) -> list[dict[int, int]]:
+    """Of every row its PEs, and where each begins: as many in each row, over the whole of it."""
+    per_row = -(-n_pes // len(BLOCK_RAMS))
+    rows = [range(n_pes)[row * per_row:(row + 1) * per_row] for row in range(len(BLOCK_RAMS))]
+    return [{pe: k * len(_COLUMNS) // len(pes) for k, pe in enumerate(pes)} for pes in rows]
+
+
+def _together(n_pes: int, block_rams: int) -> list[dict[int, int]]:
+    """The same, with the sites that are left in the middle of the two inner rows.
+
+    Every other row is walked backwards, so that neighbours stay together from row to row.
+    """
+    length = len(_COLUMNS)
+    outer = min(length // block_rams, -(-n_pes // 2))
+    first = (n_pes - 2 * outer + 1) // 2
+    counts = (outer, first, n_pes - 2 * outer - first, outer)
+    rows, pe = [], 0
+    for row, count in enumerate(counts):
+        if row in (0, 3):
+            starts = [k * length // count for k in range(count)]
+        else:
+            left = -(-count // 2)
+            starts = [k * block_rams if k < left else length - (count - k) * block_rams
+                      for k in range(count)]
+        if row % 2:
+            starts.reverse()
+        rows.append(dict(zip(range(pe, pe + count), starts, strict=True)))
+        pe += count
+    return rows
 
 
 def floorplan(device: str, config: EngineConfig) -> dict[str, Sites]:

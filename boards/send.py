@@ -155,15 +155,21 @@ class FrameWriter(wiring.Component):
         m.submodules.stuff = stuff = Stuffer()
         m.submodules.crc = crc = Crc32()
         wiring.connect(m, stuff.o, wiring.flipped(self.o))
-        item = stuff.i.payload
+        # A register, since many things are chosen from and much depends on how a byte is stuffed.
+        chosen, waiting = Signal.like(stuff.i.payload, reset_less=True), Signal()
+        item = Signal.like(stuff.i.payload)
         put = Signal()
         passed = Signal()
         m.d.comb += [
-            stuff.i.valid.eq(put & crc.i.ready),
-            passed.eq(stuff.i.valid & stuff.i.ready),
+            stuff.i.valid.eq(waiting), stuff.i.payload.eq(chosen),
+            passed.eq(put & crc.i.ready & ~waiting),
             crc.i.payload.eq(item.data),
             crc.i.valid.eq(passed & ~item.flag),
         ]
+        with m.If(~waiting):
+            m.d.sync += [waiting.eq(passed), chosen.eq(item)]
+        with m.Elif(stuff.i.ready):
+            m.d.sync += waiting.eq(0)
 
         answer, again, window = Signal(), Signal(), Signal()
         # The acknowledgement that comes with it arrives in the buffer two cycles later.

@@ -11,7 +11,7 @@ from .cells import Cells
 from .cells_serial import SerialCells
 from .checks import checked_config
 from .cluster import Cluster, cluster_sizes
-from .fan import BroadcastTree, StatusTree
+from .fan import BroadcastTree, Relay, StatusTree
 from .gather import GatherTree
 from .host import HostInterface
 from .input_buffer import InputBuffer
@@ -100,6 +100,7 @@ class Engine(wiring.Component):
             return part
 
         place("host", host)
+        load = place("load", Relay(broadcast_signature(config)))
         sequencer = place("sequencer", Sequencer(config, program))
         input_buffer = place("input_buffer", InputBuffer(config))
         broadcast = place("broadcast", BroadcastTree(config, broadcast_signature(config)))
@@ -111,12 +112,12 @@ class Engine(wiring.Component):
         wiring.connect(m, host.o, wiring.flipped(self.o_host))
         wiring.connect(m, wiring.flipped(self.i_act), input_buffer.i)
         wiring.connect(m, host.o_program, sequencer.i_load)
+        wiring.connect(m, host.o_load, load.i)
         wiring.connect(m, lnzd.o, sequencer.i_scan)
         m.d.comb += [
             # The host loads only while the sequencer is idle.
-            broadcast.i.valid.eq(sequencer.o.valid | host.o_load.valid),
-            broadcast.i.payload.eq(
-                Mux(host.o_load.valid, host.o_load.payload, sequencer.o.payload)),
+            broadcast.i.valid.eq(sequencer.o.valid | load.o.valid),
+            broadcast.i.payload.eq(Mux(load.o.valid, load.o.payload, sequencer.o.payload)),
             sequencer.run.eq(host.run), host.idle.eq(sequencer.idle),
             host.computing.eq(sequencer.computing), host.finished.eq(sequencer.finished),
             host.stalled.eq(sequencer.stalled),
@@ -161,20 +162,20 @@ class Engine(wiring.Component):
             memories = () if image is None else (image.peephole, image.bias.tolist())
             cells = place("cells", kind(config, *memories))
             gather = place("gather", GatherTree(config))
-            self._join_cells(m, cells, gather, clusters, sequencer, host, status)
+            self._join_cells(m, cells, gather, clusters, sequencer, host, load, status)
             beats = cells.o_beat
         else:
             wiring.connect(m, sequencer.o_act, wiring.flipped(self.o_act))
             m.d.comb += [host.saturations.eq(status.o.saturations), sequencer.cells_idle.eq(1)]
             beats = None
-        self._join_inputs(m, input_buffer, beats, spread, sequencer, host)
+        self._join_inputs(m, input_buffer, beats, spread, sequencer, load)
         return m
 
-    def _join_inputs(self, m, input_buffer, beats, spread, sequencer, host):
+    def _join_inputs(self, m, input_buffer, beats, spread, sequencer, load):
         """Input vectors, results of cells and loads share the write ports of the activations."""
         # A load is one register longer on its way than a beat.
         loaded = Signal()
-        m.d.sync += loaded.eq(host.o_load.valid)
+        m.d.sync += loaded.eq(load.o.valid)
         m.d.comb += [
             spread.i.valid.eq(input_buffer.o.valid), spread.i.payload.eq(input_buffer.o.payload),
             input_buffer.hold.eq(sequencer.writing | loaded),
@@ -186,7 +187,7 @@ class Engine(wiring.Component):
                     input_buffer.hold.eq(1),
                 ]
 
-    def _join_cells(self, m, cells, gather, clusters, sequencer, host, status):
+    def _join_cells(self, m, cells, gather, clusters, sequencer, host, load, status):
         wiring.connect(m, cells.o_feed, sequencer.i_feed)
         for port, out in zip(cells.i, gather.o, strict=True):
             m.d.comb += port.eq(out)
@@ -202,7 +203,7 @@ class Engine(wiring.Component):
             cells.active.eq(sequencer.cells_active), sequencer.cells_idle.eq(cells.idle),
             cells.fence.eq(status.o.fence),
             host.exposed.eq(~cells.idle & ~status.o.working),
-            cells.i_load.valid.eq(host.o_load.valid), cells.i_load.payload.eq(host.o_load.payload),
+            cells.i_load.valid.eq(load.o.valid), cells.i_load.payload.eq(load.o.payload),
             host.saturations.eq(status.o.saturations + cells.saturations),
             # Never both: OUTPUT waits for the cells.
             self.o_act.valid.eq(sequencer.o_act.valid | cells.o_act.valid),

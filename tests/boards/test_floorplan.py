@@ -89,7 +89,26 @@ def test_sites_exist(device, tmp_path):
 
 @pytest.mark.parametrize(("n_pes", "block_rams", "multipliers"), [
     (64, 3, 1), (48, 4, 1), (52, 4, 1), (17, 3, 1), (17, 0, 1), (61, 3, 1), (16, 13, 3), (30, 6, 3),
-    (32, 6, 2), (5, 8, 1), (4, 52, 26), (1, 1, 0), (78, 2, 1), (40, 0, 0),
+    (32, 6, 2), (5, 8, 1), (4, 52, 26), (1, 1, 0), (78, 2, 1), (40, 0, 0), (67, 3, 1), (68, 3, 1),
+    (208, 1, 0), (35, 5, 1), (2, 100, 0), (33, 6, 1),
+])
+def test_every_pe_has_sites_of_its_own(n_pes, block_rams, multipliers):
+    allotted = allot(n_pes, block_rams, multipliers)
+    if (n_pes, block_rams) in ((2, 100), (33, 6)):  # no row has room for these
+        assert allotted is None
+        return
+    for kind, count, rows in (("DP16KD", block_rams, BLOCK_RAMS),
+                              ("MULT18X18D", multipliers, MULTIPLIERS)):
+        where = {site: (y, k) for y, row in rows.items() for k, site in enumerate(row)}
+        assert len({site for pe in allotted for site in pe[kind]}) == n_pes * count
+        for pe in allotted:
+            found = [where[site] for site in pe[kind]]
+            assert found == [(found[0][0], found[0][1] + j) for j in range(count)]
+
+
+@pytest.mark.parametrize(("n_pes", "block_rams", "multipliers"), [
+    (17, 3, 1), (17, 0, 1), (16, 9, 3), (24, 6, 3), (32, 5, 2), (5, 8, 1), (4, 40, 26), (1, 1, 0),
+    (58, 3, 1), (40, 0, 0),
 ])
 def test_allotted_sites(n_pes, block_rams, multipliers):
     allotted = allot(n_pes, block_rams, multipliers)
@@ -120,14 +139,36 @@ def test_allotted_sites(n_pes, block_rams, multipliers):
 
 
 def test_multiplier_is_near():
-    """No farther along the row than the pitch of the PEs."""
+    """Not much farther along the row than the pitch of the PEs."""
     def column(site):
         return int(re.match(r"X(\d+)/", site)[1])
 
     for n_pes, block_rams in ((64, 3), (48, 4), (17, 3), (61, 3)):
         for pe in allot(n_pes, block_rams, 1):
             assert abs(column(pe["DP16KD"][0]) - column(pe["MULT18X18D"][0])) <= (
-                4 * 120 // n_pes + 2)
+                4 * 120 // n_pes + 6)
+
+
+@pytest.mark.parametrize(("n_pes", "block_rams"), [(64, 3), (48, 4), (52, 4), (61, 3), (68, 3),
+                                                   (36, 5), (200, 1)])
+def test_few_sites_that_are_left_lie_together(n_pes, block_rams):
+    allotted = allot(n_pes, block_rams, 1 if n_pes < 100 else 0)
+    taken = {site for pe in allotted for site in pe["DP16KD"]}
+    rest = {y: [k for k, site in enumerate(row) if site not in taken]
+            for y, row in BLOCK_RAMS.items()}
+    # The outer rows keep only what is less than a PE, spread over them; the inner ones, their
+    # middle.
+    assert all(len(rest[y]) < block_rams for y in (22, 82))
+    for y in (46, 70):
+        assert rest[y] == list(range(rest[y][0], rest[y][0] + len(rest[y]))) if rest[y] else True
+        assert all(abs(k - 25.5) <= len(rest[y]) / 2 + block_rams for k in rest[y])
+    # Neighbours are side by side, also from one row to the next.
+    def column(pe):
+        return int(re.match(r"X(\d+)/", pe["DP16KD"][0])[1])
+
+    gap = 120 * max(len(sites) for sites in rest.values()) // 52 + 12
+    for before, after in pairwise(allotted):
+        assert abs(column(before) - column(after)) <= gap + 3 * block_rams
 
 
 def test_allotted_sites_of_64_pes():
@@ -135,10 +176,9 @@ def test_allotted_sites_of_64_pes():
     allotted = allot(64, 3, 1)
     assert allotted[0] == {"DP16KD": ("X4/Y22/EBR0", "X6/Y22/EBR1", "X8/Y22/EBR2"),
                            "MULT18X18D": ("X4/Y10/MULT18_0",)}
-    assert allotted[33]["MULT18X18D"] == ("X9/Y58/MULT18_5",)
-    assert allotted[48]["MULT18X18D"] == ("X5/Y58/MULT18_1",)
-    assert allotted[63] == {"DP16KD": ("X114/Y82/EBR0", "X116/Y82/EBR1", "X118/Y82/EBR2"),
-                            "MULT18X18D": ("X118/Y58/MULT18_4",)}
+    assert allotted[16]["DP16KD"] == ("X114/Y22/EBR0", "X116/Y22/EBR1", "X118/Y22/EBR2")
+    assert allotted[17]["DP16KD"] == ("X116/Y46/EBR1", "X118/Y46/EBR2", "X120/Y46/EBR3")
+    assert allotted[63]["DP16KD"] == ("X4/Y82/EBR0", "X6/Y82/EBR1", "X8/Y82/EBR2")
 
 
 @pytest.mark.parametrize("sizes", [
