@@ -350,6 +350,12 @@ PRESETS: dict[str, EngineConfig] = {
     "eie-85f": EngineConfig(n_pes=64, spmat_depth=2048, ptr_depth=1024, bias_depth=16,
                             act_depth=128, acc_depth=16, codebooks=2, weight_bits=12, acc_bits=28,
                             shift_bits=2, input_lanes=4),
+    # ESE's LSTM layer in the block RAM of the same device, all of which it takes: 10 % of the
+    # weights, 4-bit codes, codebooks of 12 bits.
+    "ese-85f": EngineConfig(n_pes=64, queue_depth=9, spmat_depth=6144, ptr_depth=1,
+                            bias_depth=1024, act_depth=16, acc_depth=72, codebooks=3,
+                            weight_bits=12, acc_bits=28, shift_bits=2, pointers=False,
+                            state_depth=1024, peephole_depth=1024),
     # EIE's machine (ISCA 2016, section VI): 64 PEs with 131,072 entries each.
     "eie-64": EngineConfig(n_pes=64, spmat_depth=131072, ptr_depth=32768, bias_depth=256,
                            act_depth=1024, acc_depth=256, input_lanes=4),

@@ -76,7 +76,7 @@ def ese_layer(seed: int = 1, *, weights: str = "linear", density: float | None =
 
 def ese_on_chip(n_pes: int = 64, seed: int = 1, **fields) -> tuple[CompressedNetwork, EngineConfig]:
     """The layer as an FPGA can hold it, and the engine that does: 10 % of the weights, codes of 4
-    bits, no pointers, 9 bits an entry.
+    bits, codebooks of 12, no pointers, 9 bits an entry. 64 PEs are those of preset ``ese-85f``.
 
     Parameters
     ----------
@@ -86,7 +86,8 @@ def ese_on_chip(n_pes: int = 64, seed: int = 1, **fields) -> tuple[CompressedNet
         Of the weights.
     """
     network = ese_layer(seed, weights="shared", density=0.10, balanced_for=n_pes)
-    fields = {"entry_bits": 8, "queue_depth": 16, "pointers": False} | fields
+    fields = {"entry_bits": 8, "queue_depth": 9, "pointers": False, "weight_bits": 12,
+              "acc_bits": 28, "shift_bits": 2} | fields
     return network, size_for(network, n_pes, **fields)
 
 

@@ -145,7 +145,7 @@ def test_instructions_are_what_the_compiler_packs(config, random):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_legal_layouts(name):
-    assert Shape.cast(broadcast_layout(PRESETS[name])).width <= 64
+    assert Shape.cast(broadcast_layout(PRESETS[name])).width <= 80
 
 
 def test_pointer_word_has_the_start_below_the_length_class():

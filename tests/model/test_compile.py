@@ -24,6 +24,8 @@ from openese.model.random_network import (
     random_recurrent,
 )
 from openese.model.reference import run_reference
+from openese.model.resources import engine_memories
+from openese.sim.bench_ese import ese_on_chip
 
 
 def signed(word, bits):
@@ -777,6 +779,16 @@ def test_smallest_recurrent_engine_fits_and_one_less_does_not(field):
         smaller["peephole_depth"] = need - 1  # which is never more
     with pytest.raises(FitError, match=rf"needs {field} {need}, the engine has {need - 1}: use \S"):
         compile_network(quantised, config.with_(**smaller))
+
+
+def test_layer_of_ese_fits_its_preset():
+    """And takes all of the block RAM of the device that the preset is for."""
+    network, smallest = ese_on_chip()
+    preset = PRESETS["ese-85f"]
+    compile_network(quantise(network, preset), preset)
+    assert preset.with_(**{name: getattr(smallest, name) for name in (
+        "spmat_depth", "act_depth", "program_depth")}) == smallest
+    assert 204 <= sum(memory.brams for memory in engine_memories(preset)) <= 206
 
 
 def test_recurrent_networks_need_an_element_wise_unit():

@@ -28,7 +28,7 @@ def test_fields_of_the_demonstration_engine():
                  codebooks=1, program_depth=2, shift_bits=1),
     EngineConfig(n_pes=256, ptr_depth=1 << 16, act_depth=1 << 16, acc_depth=1 << 16, codebooks=64,
                  code_bits=8, min_code_bits=1, entry_bits=9, shift_bits=5),
-    *PRESETS.values(),
+    *(preset for preset in PRESETS.values() if not preset.recurrent),
 ])
 def test_every_field_holds_its_largest_value(config):
     fields = instruction_fields(config)
