@@ -169,8 +169,9 @@ PREPARE = (
 SYNTHESIS_OPTIONS = "-nowidelut"
 
 #: Yosys commands after synthesis of a design with a floorplan. PEs share a module, so that a site
-#: given to a cell of it would be that of all PEs. After this Yosys only takes away what nothing uses
-#: (bits of a broadcast that are for the element-wise unit): registers that were kept apart stay so.
+#: given to a cell of it would be that of all PEs. After this Yosys only takes away what nothing
+#: uses (bits of a broadcast that are for the element-wise unit): registers that were kept apart
+#: stay so.
 FLATTEN = ("setattr -mod -unset keep_hierarchy *", "flatten", "delete t:$scopeinfo", "opt_clean")
 
 #: The routed design as JSON, which tells where memories are.

@@ -18,6 +18,7 @@ from .protocol import IDENTIFICATION_BYTES, SENT_BYTES, Identification
 from .receive import FrameReader, ReceiveBuffer
 from .records import RecordReader, RecordWriter
 from .send import FrameWriter, SendBuffer
+from .stage import Stage
 
 __all__ = ["HOLD_CYCLES", "Link"]
 
@@ -108,7 +109,11 @@ class Link(wiring.Component):
 
         wiring.connect(m, wiring.flipped(self.i_uart), reader.i)
         wiring.connect(m, received.o, self._records_in.i)
-        wiring.connect(m, self._records_in.o_host, wiring.flipped(self.o_host))
+        # What a word does in the engine hangs on much already.
+        words = Stage(32)
+        m.submodules.words = rest(words)
+        wiring.connect(m, self._records_in.o_host, words.i)
+        wiring.connect(m, words.o, wiring.flipped(self.o_host))
         wiring.connect(m, self._records_in.o_act, wiring.flipped(self.o_act))
         wiring.connect(m, wiring.flipped(self.i_host), self._records_out.i_host)
         wiring.connect(m, wiring.flipped(self.i_act), self._records_out.i_act)

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from .crc import Crc32
 from .framing import Unstuffer
 from .protocol import BUFFER_BYTES, CRC_BYTES, HOST_HEADER, Control
+from .stage import Stage
 
 __all__ = ["FrameReader", "ReceiveBuffer"]
 
@@ -132,22 +133,18 @@ class FrameReader(wiring.Component):
         m.submodules.unstuff = unstuff = Unstuffer()
         m.submodules.crc = crc = Crc32()
         wiring.connect(m, wiring.flipped(self.i), unstuff.i)
-        # A register, since what a byte decides reaches far.
-        item, waiting = Signal.like(unstuff.o.payload, reset_less=True), Signal()
-        taken = Signal()
+        # What a byte decides reaches far.
+        m.submodules.stage = stage = Stage(unstuff.o.payload.shape())
+        wiring.connect(m, unstuff.o, stage.i)
+        item, taken = stage.o.payload, Signal()
         m.d.comb += [
-            unstuff.o.ready.eq(~waiting),
-            taken.eq(waiting & crc.i.ready & ~self.hold),
+            stage.o.ready.eq(crc.i.ready & ~self.hold),
+            taken.eq(stage.o.valid & stage.o.ready),
             crc.i.payload.eq(item.data),
             crc.i.valid.eq(taken & ~item.flag),
             crc.clear.eq(taken & item.flag),
             self.data.eq(item.data),
         ]
-        with m.If(~waiting):
-            m.d.sync += [waiting.eq(unstuff.o.valid), item.eq(unstuff.o.payload)]
-        with m.Elif(taken):
-            m.d.sync += waiting.eq(0)
-
         # Bytes of the frame so far, counted up to the first one of a payload.
         complete, with_payload = HOST_HEADER + CRC_BYTES, HOST_HEADER + CRC_BYTES + 1
         count = Signal(range(with_payload + 1))

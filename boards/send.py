@@ -14,6 +14,7 @@ from .protocol import (
     SENT_BYTES,
     Identification,
 )
+from .stage import Stage
 
 __all__ = ["FrameWriter", "SendBuffer"]
 
@@ -155,21 +156,18 @@ class FrameWriter(wiring.Component):
         m.submodules.stuff = stuff = Stuffer()
         m.submodules.crc = crc = Crc32()
         wiring.connect(m, stuff.o, wiring.flipped(self.o))
-        # A register, since many things are chosen from and much depends on how a byte is stuffed.
-        chosen, waiting = Signal.like(stuff.i.payload, reset_less=True), Signal()
-        item = Signal.like(stuff.i.payload)
+        # A byte is chosen from many, and how it is stuffed decides much.
+        m.submodules.stage = stage = Stage(stuff.i.payload.shape())
+        wiring.connect(m, stage.o, stuff.i)
+        item = stage.i.payload
         put = Signal()
         passed = Signal()
         m.d.comb += [
-            stuff.i.valid.eq(waiting), stuff.i.payload.eq(chosen),
-            passed.eq(put & crc.i.ready & ~waiting),
+            stage.i.valid.eq(put & crc.i.ready),
+            passed.eq(stage.i.valid & stage.i.ready),
             crc.i.payload.eq(item.data),
             crc.i.valid.eq(passed & ~item.flag),
         ]
-        with m.If(~waiting):
-            m.d.sync += [waiting.eq(passed), chosen.eq(item)]
-        with m.Elif(stuff.i.ready):
-            m.d.sync += waiting.eq(0)
 
         answer, again, window = Signal(), Signal(), Signal()
         # The acknowledgement that comes with it arrives in the buffer two cycles later.

@@ -137,6 +137,8 @@ class HostInterface(wiring.Component):
         chunks = {target: -(-bits // chunk_bits) for target, bits in widths.items()}
         most = max(chunks.values())
         chunk = Signal(range(most + 1))
+        # Known before the word comes, on which all else waits.
+        last_chunk = Signal()
         gathered = Signal(most * chunk_bits)
         word = Signal(most * chunk_bits)
 
@@ -154,12 +156,13 @@ class HostInterface(wiring.Component):
         def whole_item(target: Target):
             """Whether an item is complete with this word; gathers the words before."""
             size = chunks[target]
+            after = Mux(last_chunk, 0, chunk + 1)
             m.d.comb += word.eq(Cat(gathered[(most - size + 1) * chunk_bits:], self.i.payload))
             m.d.sync += [
                 gathered.eq(Cat(gathered[chunk_bits:], self.i.payload)),
-                chunk.eq(Mux(chunk == size - 1, 0, chunk + 1)),
+                chunk.eq(after), last_chunk.eq(after == size - 1),
             ]
-            m.d.comb += item_done.eq(chunk == size - 1)
+            m.d.comb += item_done.eq(last_chunk)
 
         item_done = Signal()
         m.d.sync += self.flush.eq(0)
@@ -201,6 +204,10 @@ class HostInterface(wiring.Component):
             with m.State("COUNT"):
                 m.d.comb += self.i.ready.eq(1)
                 m.d.sync += left.eq(self.i.payload)
+                with m.Switch(target):
+                    for number, size in chunks.items():
+                        with m.Case(number):
+                            m.d.sync += last_chunk.eq(size == 1)
                 with m.If(self.i.valid):
                     m.next = "HEADER"
                     with m.If(self.i.payload != 0):
