@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# The units are unused exactly when the cells are, which Amaranth reports by itself.
 """Cells: runs a recurrent layer's accumulators through the element-wise unit (ESE, ElementWise)."""
 
 from amaranth import *

@@ -8,14 +8,23 @@ compile does not grow with the number of PEs; flattening runs about twice as fas
 """
 
 import importlib.util
+import json
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from amaranth.lib import wiring
 
-from openese.hdl.export import YosysError, dedupe, run_yosys, take_memories, to_rtlil
-from openese.sim.cache import cached
+from openese.hdl.export import (
+    MemoryContents,
+    YosysError,
+    dedupe,
+    run_yosys,
+    take_memories,
+    to_rtlil,
+)
+from openese.sim.cache import cached, cached_design
 from openese.sim.compiled import CompiledDriver, build_model
 from openese.sim.driver import MemoryShape
 from openese.sim.streams import Interface, describe, to_words
@@ -57,6 +66,17 @@ def _glue(interface: Interface, vcd: bool) -> str:
     return "\n".join((*lines, "\treturn model;", "}", ""))
 
 
+def _design(component: wiring.Component) -> tuple[str, list[MemoryContents]]:
+    """RTLIL without contents of memories, and these."""
+    def make(component: wiring.Component) -> str:
+        text, contents = take_memories(to_rtlil(component))
+        return json.dumps([dedupe(text), [asdict(memory) for memory in contents]])
+
+    text, contents = json.loads(cached_design(component, "cxxrtl", make))
+    return text, [MemoryContents(**{**memory, "rows": tuple(memory["rows"])})
+                  for memory in contents]
+
+
 class CxxrtlDriver(CompiledDriver):
     """A component compiled through CXXRTL.
 
@@ -82,8 +102,7 @@ class CxxrtlDriver(CompiledDriver):
     def __init__(self, component: wiring.Component, *, vcd: Path | None = None,
                  flatten: bool = False, optimise: int = 1) -> None:
         interface = describe(component)
-        text, contents = take_memories(to_rtlil(component))
-        text = dedupe(text)
+        text, contents = _design(component)
         command = f"write_cxxrtl -g{4 if vcd else 1}{'' if flatten else ' -noflatten'}"
 
         def generate(directory: Path) -> Path:

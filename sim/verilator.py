@@ -15,7 +15,7 @@ from pathlib import Path
 from amaranth.lib import wiring
 
 from openese.hdl.export import to_verilog
-from openese.sim.cache import cached
+from openese.sim.cache import cached, cached_design
 from openese.sim.compiled import CompiledDriver, build_model, build_object
 from openese.sim.simulation import Simulation
 from openese.sim.streams import Interface, describe
@@ -150,8 +150,8 @@ class VerilatorDriver(_VerilogDriver):
                  optimise: int = 1) -> None:
         if vcd is not None:
             raise ValueError('Waveforms need the backend "amaranth" or "cxxrtl"')
-        super().__init__({"design.v": to_verilog(component)}, "top", describe(component), (),
-                         optimise)
+        verilog = cached_design(component, "verilog", to_verilog)
+        super().__init__({"design.v": verilog}, "top", describe(component), (), optimise)
 
 
 class VerilogSimulation(Simulation):

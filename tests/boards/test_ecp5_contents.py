@@ -119,7 +119,7 @@ def test_taken_contents():
     structure, taken = contents.take_contents(rtlil)
     assert {re.sub(r"\d+", "", known.path) for known in taken} == {
         "cluster_.pe_.spmat_read.words", "cluster_.pe_.ptr_read.words",
-        "cluster_.pe_.decode.codebook", "cluster_.pe_.write_back.biases", "sequencer.program"}
+        "cluster_.pe_.decode.codebook", "cells.pre_activations.biases_", "sequencer.program"}
     before, after = ({m.path: m for m in take_memories(text)[1]} for text in (rtlil, structure))
     assert len(taken) == 4 * 4 + 1
     for known in taken:

@@ -5,7 +5,7 @@ the right device, without carry chains, with the clock that is really run."""
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from openese.boards.gowin import (
@@ -27,7 +27,9 @@ from openese.model.config import EngineConfig
 def test_limits_hold(limits, input_mhz, output_mhz):
     fractions = [input_mhz * b / a for a in DIVIDERS for b in DIVIDERS
                  if input_mhz * 1e6 / a >= limits.detector[0]]
-    if min(abs(made / output_mhz - 1) for made in fractions) > 0.02:
+    error = min(abs(made / output_mhz - 1) for made in fractions)
+    assume(abs(error - 0.02) > 1e-9)  # 51 MHz for 50 MHz is 2 % or a bit more, by rounding
+    if error > 0.02:
         with pytest.raises(ValueError, match=r"within 2 %$"):
             RpllSettings.for_frequency(limits, input_mhz * 1e6, output_mhz * 1e6)
         return

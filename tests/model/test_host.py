@@ -137,11 +137,14 @@ def test_states_are_loaded(n_pes, channels):
             for i, value in enumerate(layer.h[channel].tolist()):
                 memory = memories[Target.ACT, i % n_pes, channel]
                 assert memory.pop(table.act + i // n_pes) == value & 0xFFFF
-        # Units of the LSTM, outputs of its projection, the tanh cell (not used), the GRU.
+        # Units of the LSTM, with several channels outputs of its projection, the tanh cell (not
+        # used), the GRU.
+        gru = 12 if channels > 1 else 9
         cell = [*state[0].c[channel], *state[2].h[channel]]
         assert memories.pop((Target.CELL, 0, channel)) == {
             place: int(value) & 0xFFFF
-            for place, value in zip([*range(7), *range(12, 17)], cell, strict=True)}
+            for place, value in zip(
+                [*range(7), *range(gru, gru + 5)], cell, strict=True)}
         if channels > 1:
             result = [0] * 7 + [value for layer in state for value in layer.h[channel]]
             assert memories.pop((Target.RESULT, 0, channel)) == {

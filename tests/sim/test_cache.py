@@ -6,7 +6,16 @@ from multiprocessing import get_context
 
 import pytest
 
-from openese.sim.cache import cache_directory, cached
+from openese.hdl.engine import Engine
+from openese.hdl.export import to_rtlil
+from openese.hdl.skid import Skid
+from openese.model.compile import compile_network
+from openese.model.config import EngineConfig
+from openese.model.quantise import quantise
+from openese.model.random_network import random_inputs, random_network
+from openese.model.reference import run_reference
+from openese.sim.cache import cache_directory, cached, cached_design
+from openese.sim.simulate import run_engine
 from openese.sim.simulation import Simulation
 
 from .toys import Lane, Queue
@@ -105,3 +114,41 @@ def test_another_header_is_another_object(cache, monkeypatch):
     with Simulation(Queue(), "cxxrtl"):
         pass
     assert len(objects(cache)) == 2
+
+
+SMALL = EngineConfig(n_pes=1, spmat_depth=64, ptr_depth=16, bias_depth=8, act_depth=16, acc_depth=8,
+                     codebooks=1, program_depth=4)
+
+
+def test_only_an_engine_with_empty_memories_is_not_elaborated_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENESE_CACHE", str(tmp_path))
+    made = []
+
+    def make(component):
+        made.append(component)
+        to_rtlil(component)
+        return f"design {len(made)}"
+
+    network = random_network(1, [6, 4], 0.5)
+    image = compile_network(quantise(network, SMALL), SMALL)
+    assert [cached_design(Engine(SMALL), "one", make) for _ in range(3)] == ["design 1"] * 3
+    assert cached_design(Engine(SMALL), "other", make) == "design 2"
+    assert cached_design(Engine(SMALL.with_(acc_depth=9)), "one", make) == "design 3"
+    assert cached_design(Engine(SMALL, image), "one", make) == "design 4"
+    assert cached_design(Engine(SMALL, image), "one", make) == "design 5"
+    assert cached_design(Skid(8), "one", make) == "design 6"
+    assert cached_design(Skid(8), "one", make) == "design 7"
+
+
+@pytest.mark.parametrize("backend", ["cxxrtl", "verilator"])
+def test_engine_from_the_cache_gives_the_same(backend, tmp_path, monkeypatch):
+    """A model loaded over the host stream, into an engine made twice."""
+    monkeypatch.setenv("OPENESE_CACHE", str(tmp_path))
+    network = random_network(2, [6, 4], 0.5)
+    quantised = quantise(network, SMALL)
+    image = compile_network(quantised, SMALL)
+    raw = random_inputs(2, network, 3)
+    reference = run_reference(quantised, raw)
+    for _ in range(2):
+        report = run_engine(image, raw, reference, backend=backend, load="host")
+        assert report.mismatches == 0
