@@ -109,12 +109,13 @@ class Link(wiring.Component):
 
         wiring.connect(m, wiring.flipped(self.i_uart), reader.i)
         wiring.connect(m, received.o, self._records_in.i)
-        # What a word does in the engine hangs on much already.
-        words = Stage(32)
-        m.submodules.words = rest(words)
-        wiring.connect(m, self._records_in.o_host, words.i)
-        wiring.connect(m, words.o, wiring.flipped(self.o_host))
-        wiring.connect(m, self._records_in.o_act, wiring.flipped(self.o_act))
+        # Whether the engine takes something hangs on much already.
+        words, beats = Stage(32), Stage(self.o_act.payload.shape())
+        m.submodules.words, m.submodules.beats = rest(words), rest(beats)
+        for given, stage, out in ((self._records_in.o_host, words, self.o_host),
+                                  (self._records_in.o_act, beats, self.o_act)):
+            wiring.connect(m, given, stage.i)
+            wiring.connect(m, stage.o, wiring.flipped(out))
         wiring.connect(m, wiring.flipped(self.i_host), self._records_out.i_host)
         wiring.connect(m, wiring.flipped(self.i_act), self._records_out.i_act)
         wiring.connect(m, self._records_out.o, sent.i)
