@@ -110,15 +110,24 @@ def bench_sim(pes: Sequence[int] = (1, 8, 64), simulators: Sequence[str] = (), *
     return rows
 
 
-def bench_ese_step(n_pes: int = 64, *, backend: str = "cxxrtl", seed: int = 1) -> dict:
+def bench_ese_step(n_pes: int = 64, *, backend: str | None = None, seed: int = 1) -> dict:
     """One step of ESE's layer from the compiled model to the last output: making the simulator,
     loading the model through the host stream, and running it.
+
+    Parameters
+    ----------
+    n_pes, seed
+        Of the engine and of the layer.
+    backend
+        By default Verilator, or CXXRTL where that is missing.
 
     Returns
     -------
     ``name``, ``n_pes``, ``cold_seconds`` (empty cache), ``seconds`` (compiled object in the
     cache), ``outputs`` and ``mismatches``.
     """
+    if backend is None:
+        backend = "verilator" if "verilator" in available_simulators() else "cxxrtl"
     network, config = ese_on_chip(n_pes, seed)
     quantised = quantise(network, config)
     image = compile_network(quantised, config)
