@@ -124,7 +124,7 @@ BOARDS: dict[str, Board] = {board.name: board for board in (
         input_lanes=4), 75.0),
     _ulx3s("45", ULX3S_45F_Platform, 108, EngineConfig(
         n_pes=16, spmat_depth=4096, ptr_depth=2048, bias_depth=512, act_depth=256, acc_depth=64,
-        shift_bits=4, state_depth=256, peephole_depth=256, input_lanes=4), 50.0),
+        shift_bits=4, state_depth=256, peephole_depth=256, input_lanes=4), 75.0),
     _ulx3s("85", ULX3S_85F_Platform, 208, PRESETS["ulx3s-85f"], 90.0),
     _orangecrab("25", OrangeCrabR0_2_25FPlatform, 56, EngineConfig(
         n_pes=8, spmat_depth=4096, ptr_depth=2048, bias_depth=128, act_depth=256, acc_depth=128,
