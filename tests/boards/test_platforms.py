@@ -29,7 +29,7 @@ LINK_BRAMS = 2
 
 #: Every pin that is used, on boards whose schematics we could compare.
 PINS = {
-    "ulx3s-85f": {"G2", "M1", "L4", "B2", "C2", "M3", "N1"},
+    "ulx3s-85f": {"G2", "M1", "L4", "B2", "C2"},
     "orangecrab-25f": {"A9", "N17", "M18", "K4", "M3", "J3"},
     "ecpix5-85f": {"K23", "R26", "R24", "T23", "R21", "T22"},
 }
