@@ -15,14 +15,12 @@ __all__ = ["ActQueue"]
 
 
 class ActQueue(wiring.Component):
-    """A queue of columns to multiply, each its pointer and its activation.
+    """A queue of columns to multiply, each its pointer and its activation; of recurrent engines
+    also markers and fences.
 
     The pointer is read on the way in, so empty columns never take a slot. The queue cannot
     refuse a column: `almost_full` rises at ``queue_depth`` columns and the slots above that hold
     what is still on its way (`EngineConfig.queue_capacity`).
-
-    An engine without pointers and without recurrent layers drains between matrices, and what its
-    columns have in common stands still at `i` until then. Only the rest is queued.
 
     Latency: 1 cycle. Throughput: 1 per cycle.
 
@@ -48,7 +46,6 @@ class ActQueue(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self._config = checked_config(config)
-        self._passed_by = () if config.pointers or config.recurrent else ("route", "spmat")
         layout = start_layout(config)
         super().__init__({
             "i": In(stream.Signature(layout, always_ready=True)),
@@ -60,10 +57,7 @@ class ActQueue(wiring.Component):
         m = Module()
         config = self._config
         depth = config.queue_capacity
-        fields = [name for name, _ in start_layout(config) if name not in self._passed_by]
-        arrives = Cat(Value.cast(self.i.payload[name]) for name in fields)
-        leaves = Cat(Value.cast(self.o.payload[name]) for name in fields)
-        m.d.comb += [self.o.payload[name].eq(self.i.payload[name]) for name in self._passed_by]
+        arrives, leaves = self.i.payload.as_value(), self.o.payload.as_value()
         if is_ultraplus(platform):
             m.submodules.fifo = queue = ShiftQueue(len(arrives), depth)
             room = ~queue.filled[-1]

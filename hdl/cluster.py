@@ -41,7 +41,7 @@ def spread_signature(config: EngineConfig) -> stream.Signature:
 
 class Cluster(wiring.Component):
     """Neighbouring PEs with the last level of the broadcast trees and the first of those that
-    gather status and activations.
+    gather status and activations; without what is for activations where these are central.
 
     All full clusters are one module, whatever their place, and stay together on the device. Reset
     comes through a register of the cluster's own: one net to all registers of an engine would be
@@ -66,7 +66,7 @@ class Cluster(wiring.Component):
     i : ``In(broadcast_signature(config))``
     i_input : ``In(spread_signature(config))``
     o : ``Out(stream.Signature(scan_layout(config, 2)))`` array
-        One for every four PEs.
+        One for every four PEs; as `groups` and `i_input`, not with ``central_acts``.
     gate : ``Out(sum_layout(config))`` array
     i_token, o_token : ``In(1)`` array, ``Out(1)`` array
         Of every PE.
@@ -86,12 +86,15 @@ class Cluster(wiring.Component):
         if not 1 <= size <= ARITY:
             raise ValueError(f"a cluster has 1 to {ARITY} PEs, not {size}")
         self.pes = [ProcessingElement(config, **memories) for memories in contents]
-        super().__init__({
-            "first": In(config.pe_bits),
+        acts = {} if config.central_acts else {
             "groups": In(lane_layout(config)["group"].shape).array(size),
-            "reset": In(1),
-            "i": In(broadcast_signature(config)), "i_input": In(spread_signature(config)),
+            "i_input": In(spread_signature(config)),
             "o": Out(stream.Signature(scan_layout(config, 2))).array(-(-size // LNZD_ARITY)),
+        }
+        super().__init__(acts | {
+            "first": In(config.pe_bits),
+            "reset": In(1),
+            "i": In(broadcast_signature(config)),
             "gate": Out(sum_layout(config)).array(size),
             "i_token": In(1).array(size), "o_token": Out(1).array(size),
             "status": Out(status_layout(config, 1)),
@@ -108,12 +111,8 @@ class Cluster(wiring.Component):
             return part
 
         relay = place("relay", Relay(broadcast_signature(config)))
-        beat = place("input_relay", Relay(spread_signature(config)))
         status = place("status", StatusNode(config, size, 0))
-        leaves = [place(f"lnzd_{k}", LnzdNode(config, min(LNZD_ARITY, size - LNZD_ARITY * k), 0))
-                  for k in range(len(self.o))]
         wiring.connect(m, wiring.flipped(self.i), relay.i)
-        wiring.connect(m, wiring.flipped(self.i_input), beat.i)
         m.d.comb += self.status.eq(status.o)
 
         for k, pe in enumerate(self.pes):
@@ -121,19 +120,32 @@ class Cluster(wiring.Component):
             m.d.comb += [
                 # An expression, or Amaranth would move the constant part into the PE, which then
                 # were a module of its own.
-                pe.id.eq(self.first | k), pe.group.eq(self.groups[k]),
+                pe.id.eq(self.first | k),
                 pe.i.valid.eq(relay.o.valid), pe.i.payload.eq(relay.o.payload),
-                pe.i_input.valid.eq(beat.o.valid),
-                pe.i_input.payload.group.eq(beat.o.payload.group),
-                pe.i_input.payload.act.eq(beat.o.payload.act),
-                pe.i_input.payload.values.eq(beat.o.payload.values[k % cluster_lanes(config)]),
                 self.gate[k].eq(pe.gate), pe.i_token.eq(self.i_token[k]),
                 self.o_token[k].eq(pe.o_token),
                 status.i[k].busy.eq(pe.busy), status.i[k].stall.eq(pe.almost_full),
                 status.i[k].fence.eq(pe.fence), status.i[k].working.eq(pe.working),
                 status.i[k].saturations.eq(pe.saturated),
             ]
+        if not config.central_acts:
+            self._place_acts(m, place)
+        return m
+
+    def _place_acts(self, m: Module, place) -> None:
+        """What leads to the activation memories and from them."""
+        config, size = self._config, len(self.pes)
+        beat = place("input_relay", Relay(spread_signature(config)))
+        wiring.connect(m, wiring.flipped(self.i_input), beat.i)
+        leaves = [place(f"lnzd_{k}", LnzdNode(config, min(LNZD_ARITY, size - LNZD_ARITY * k), 0))
+                  for k in range(len(self.o))]
+        for k, pe in enumerate(self.pes):
+            m.d.comb += [
+                pe.group.eq(self.groups[k]), pe.i_input.valid.eq(beat.o.valid),
+                pe.i_input.payload.group.eq(beat.o.payload.group),
+                pe.i_input.payload.act.eq(beat.o.payload.act),
+                pe.i_input.payload.values.eq(beat.o.payload.values[k % cluster_lanes(config)]),
+            ]
             wiring.connect(m, pe.o, leaves[k // LNZD_ARITY].i[k % LNZD_ARITY])
         for leaf, port in zip(leaves, self.o, strict=True):
             wiring.connect(m, leaf.o, wiring.flipped(port))
-        return m

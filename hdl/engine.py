@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from openese.model.compile import Image
 from openese.model.config import EngineConfig
 
+from .act_store import ActStore
 from .cells import Cells
 from .cells_serial import SerialCells
 from .checks import checked_config
@@ -104,20 +105,26 @@ class Engine(wiring.Component):
         sequencer = place("sequencer", Sequencer(config, program))
         input_buffer = place("input_buffer", InputBuffer(config))
         broadcast = place("broadcast", BroadcastTree(config, broadcast_signature(config)))
-        spread = place("spread", BroadcastTree(config, input_signature(config)))
         status = place("status", StatusTree(config))
-        lnzd = place("lnzd", LnzdTree(config))
+        if config.central_acts:
+            acts = place("acts", ActStore(config))
+        else:
+            acts = place("lnzd", LnzdTree(config))
+            spread = place("spread", BroadcastTree(config, input_signature(config)))
 
         wiring.connect(m, wiring.flipped(self.i_host), host.i)
         wiring.connect(m, host.o, wiring.flipped(self.o_host))
         wiring.connect(m, wiring.flipped(self.i_act), input_buffer.i)
         wiring.connect(m, host.o_program, sequencer.i_load)
         wiring.connect(m, host.o_load, load.i)
-        wiring.connect(m, lnzd.o, sequencer.i_scan)
         m.d.comb += [
             # The host loads only while the sequencer is idle.
             broadcast.i.valid.eq(sequencer.o.valid | load.o.valid),
             broadcast.i.payload.eq(Mux(load.o.valid, load.o.payload, sequencer.o.payload)),
+            sequencer.i_scan.valid.eq(acts.o.valid),
+            *(sequencer.i_scan.payload[name].eq(acts.o.payload[name])
+              for name, _ in acts.o.payload.shape()),
+            acts.o.ready.eq(sequencer.i_scan.ready),
             sequencer.run.eq(host.run), host.idle.eq(sequencer.idle),
             host.computing.eq(sequencer.computing), host.finished.eq(sequencer.finished),
             host.stalled.eq(sequencer.stalled),
@@ -137,24 +144,16 @@ class Engine(wiring.Component):
             pes = range(first, first + size)
             cluster = Cluster(config, [self._contents(p) for p in pes])
             m.submodules[f"cluster_{k}"] = cluster
-            beat = spread.o[k]
             m.d.comb += [
                 # An expression, or the constant would make every cluster a module of its own.
                 cluster.first.eq(Const(first, config.pe_bits) | 0),
-                *(group.eq(Const(p // config.input_lanes, len(group)) | 0)
-                  for p, group in zip(pes, cluster.groups, strict=True)),
                 cluster.reset.eq(self.reset),
                 cluster.i.valid.eq(broadcast.o[k].valid),
                 cluster.i.payload.eq(broadcast.o[k].payload),
-                cluster.i_input.valid.eq(beat.valid),
-                cluster.i_input.payload.group.eq(beat.payload.group),
-                cluster.i_input.payload.act.eq(beat.payload.act),
-                *(lane.eq(beat.payload.values[(first + j) % config.input_lanes])
-                  for j, lane in enumerate(cluster.i_input.payload.values)),
                 status.i[k].eq(cluster.status),
             ]
-            for j, port in enumerate(cluster.o):
-                wiring.connect(m, port, lnzd.i[first // LNZD_ARITY + j])
+            if not config.central_acts:
+                self._join_acts(m, cluster, pes, spread.o[k], acts)
             clusters.append(cluster)
             first += size
         if config.recurrent:
@@ -168,22 +167,44 @@ class Engine(wiring.Component):
             wiring.connect(m, sequencer.o_act, wiring.flipped(self.o_act))
             m.d.comb += [host.saturations.eq(status.o.saturations), sequencer.cells_idle.eq(1)]
             beats = None
-        self._join_inputs(m, input_buffer, beats, spread, sequencer, load)
+        loaded = load.o.valid
+        if config.central_acts:
+            m.d.comb += [acts.i.valid.eq(broadcast.i.valid),
+                         acts.i.payload.eq(broadcast.i.payload)]
+            self._join_inputs(m, acts.i_input, input_buffer, beats, loaded)
+        else:
+            # A load is one register longer on its way than a beat.
+            later = Signal()
+            m.d.sync += later.eq(loaded)
+            self._join_inputs(m, spread.i, input_buffer, beats, sequencer.writing | later)
         return m
 
-    def _join_inputs(self, m, input_buffer, beats, spread, sequencer, load):
-        """Input vectors, results of cells and loads share the write ports of the activations."""
-        # A load is one register longer on its way than a beat.
-        loaded = Signal()
-        m.d.sync += loaded.eq(load.o.valid)
+    def _join_acts(self, m, cluster, pes, beat, lnzd):
+        """Activation memories of a cluster to what writes and what reads them."""
+        lanes = self.config.input_lanes
         m.d.comb += [
-            spread.i.valid.eq(input_buffer.o.valid), spread.i.payload.eq(input_buffer.o.payload),
-            input_buffer.hold.eq(sequencer.writing | loaded),
+            # Expressions, as above.
+            *(group.eq(Const(p // lanes, len(group)) | 0)
+              for p, group in zip(pes, cluster.groups, strict=True)),
+            cluster.i_input.valid.eq(beat.valid),
+            cluster.i_input.payload.group.eq(beat.payload.group),
+            cluster.i_input.payload.act.eq(beat.payload.act),
+            *(lane.eq(beat.payload.values[(pes[0] + j) % lanes])
+              for j, lane in enumerate(cluster.i_input.payload.values)),
+        ]
+        for j, port in enumerate(cluster.o):
+            wiring.connect(m, port, lnzd.i[pes[0] // LNZD_ARITY + j])
+
+    def _join_inputs(self, m, writes, input_buffer, beats, hold):
+        """Input vectors, results of cells and loads share the write ports of the activations."""
+        m.d.comb += [
+            writes.valid.eq(input_buffer.o.valid), writes.payload.eq(input_buffer.o.payload),
+            input_buffer.hold.eq(hold),
         ]
         if beats is not None:
             with m.If(beats.valid):
                 m.d.comb += [
-                    spread.i.valid.eq(1), spread.i.payload.eq(beats.payload),
+                    writes.valid.eq(1), writes.payload.eq(beats.payload),
                     input_buffer.hold.eq(1),
                 ]
 

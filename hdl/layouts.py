@@ -8,8 +8,9 @@ from openese.model.program import instruction_fields
 
 __all__ = [
     "Kind", "act_out_layout", "act_signature", "broadcast_layout", "broadcast_signature",
-    "entry_layout", "input_layout", "input_signature", "instruction_layout", "ptr_layout",
-    "route_layout", "scan_layout", "start_layout", "status_layout", "values_layout",
+    "Tag", "entry_layout", "input_layout", "input_signature", "instruction_layout",
+    "marker_layout", "ptr_layout", "route_layout", "scan_layout", "start_layout", "status_layout",
+    "values_layout",
 ]
 
 
@@ -17,18 +18,27 @@ class Kind(enum.Enum, shape=4):
     """What a broadcast message is."""
 
     ACT = 0  #: a non-zero activation and the address of its column pointer
-    SCAN = 1  #: read a region of the activation memory out through the LNZD tree
+    SCAN = 1  #: read a region of the activation memory out
     WRITE = 2  #: clear an accumulator of every PE, after rounding and writing it back if need be
     LOAD_SPMAT = 3
     LOAD_PTR = 4
     LOAD_BIAS = 5
     LOAD_CODEBOOK = 6
     LOAD_ACT = 7
-    FEED = 8  #: the columns that follow come from the element-wise unit; like SCAN without a scan
+    MARK = 8  #: a part of what the columns that follow have in common, lowest first
     CELL = 9  #: mark the end of what a cell depends on, and prepare its drain
     LOAD_CELL = 10  #: of the element-wise unit, as the next two
     LOAD_RESULT = 11
     LOAD_PEEPHOLE = 12
+
+
+class Tag(enum.Enum, shape=2):
+    """What an element of an activation queue is."""
+
+    COLUMN = 0
+    PART = 1  #: of a marker, not the last
+    MARK = 2  #: the last part of a marker
+    FENCE = 3  #: no more before it
 
 
 def values_layout(config: EngineConfig) -> data.ArrayLayout:
@@ -46,6 +56,15 @@ def route_layout(config: EngineConfig) -> data.StructLayout:
     return data.StructLayout(route)
 
 
+def marker_layout(config: EngineConfig) -> data.StructLayout:
+    """What the columns of a matrix have in common: their route and, without pointers, where the
+    entries of the first one are."""
+    fields = {"route": route_layout(config)}
+    if not config.pointers:
+        fields["spmat"] = config.spmat_addr_bits
+    return data.StructLayout(fields)
+
+
 def broadcast_layout(config: EngineConfig) -> data.StructLayout:
     """A message from the sequencer or the host to all PEs: its kind and a union of arguments."""
     load_addr_bits = max(config.spmat_addr_bits, config.ptr_addr_bits, config.bias_addr_bits,
@@ -53,14 +72,13 @@ def broadcast_layout(config: EngineConfig) -> data.StructLayout:
     load_bits = max(config.spmat_word_bits, config.ptr_word_bits, config.bias_bits,
                     config.weight_bits)
     act = {"values": values_layout(config)}
+    mark = {"part": Shape.cast(values_layout(config)).width, "last": 1}
     scan = {"act": config.act_addr_bits, "rows": config.rows_bits, "rem": config.pe_bits + 1,
-            "route": route_layout(config), "dense": 1}
+            "dense": 1}
     write = {"acc": config.acc_addr_bits}
     load = {"pe": config.pe_bits, "addr": load_addr_bits, "data": load_bits}
     if config.pointers:
         act |= {"ptr": config.ptr_addr_bits}
-    else:
-        scan |= {"spmat": config.spmat_addr_bits}
     if config.recurrent:
         write |= {"gates": 2}
     else:
@@ -75,7 +93,8 @@ def broadcast_layout(config: EngineConfig) -> data.StructLayout:
     return data.StructLayout({
         "kind": Kind,
         "args": data.UnionLayout({
-            "act": data.StructLayout(act), "scan": data.StructLayout(scan),
+            "act": data.StructLayout(act), "mark": data.StructLayout(mark),
+            "scan": data.StructLayout(scan),
             "write": data.StructLayout(write), "load": data.StructLayout(load),
         }),
     })
@@ -150,18 +169,17 @@ def ptr_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def start_layout(config: EngineConfig) -> data.StructLayout:
-    """A column ready to be multiplied: where its entries are, and its activations.
+    """An element of an activation queue: of a column, its activations and, with pointers, where
+    its entries are.
 
-    Without pointers, ``restart`` says that its entries begin at address ``spmat`` and not behind
-    those of the column before. A ``fence`` is no column, but stands behind all that came before.
+    In recurrent engines, whose matrices follow each other without a pause, the ``tag`` tells
+    columns from what stands between them. A part of a marker is in the place of activations.
     """
-    fields = {"values": values_layout(config), "route": route_layout(config)}
+    fields = {"values": values_layout(config)}
     if config.pointers:
         fields |= {"ptr": ptr_layout(config)}
-    else:
-        fields |= {"spmat": config.spmat_addr_bits, "restart": 1}
     if config.recurrent:
-        fields |= {"fence": 1}
+        fields |= {"tag": Tag}
     return data.StructLayout(fields)
 
 

@@ -33,7 +33,8 @@ class ProcessingElement(wiring.Component):
     broadcast -> PtrRead -> ActQueue -> SpMatRead -> Decode -> Multiplier -> Accumulate ->
     WriteBack -> ActMemory -> scan items for the LNZD tree. A PE of a recurrent engine has a Drain
     in the place of WriteBack, which gives its sums to the element-wise unit. Draining takes a cycle
-    of the matrix read for every accumulator, so that both can go on at once.
+    of the matrix read for every accumulator, so that both can go on at once. With ``central_acts``
+    it has no activation memory.
 
     Nothing in a PE depends on its number but the values of `id` and `group`, so that one module
     serves all.
@@ -55,6 +56,7 @@ class ProcessingElement(wiring.Component):
     i : ``In(broadcast_signature(config))``
     i_input : ``In(stream.Signature(lane_layout(config), always_ready=True))``
     o : ``Out(stream.Signature(scan_layout(config, 0)))``
+        As `group` and `i_input`, not with ``central_acts``.
     gate : ``Out(sum_layout(config))``
         Sums for the element-wise unit.
     i_token, o_token : ``In(1)``, ``Out(1)``
@@ -82,14 +84,16 @@ class ProcessingElement(wiring.Component):
                             for _ in range(config.channels)]
         self.accumulates = [Accumulate(config) for _ in range(config.channels)]
         self.drain = Drain(config) if config.recurrent else WriteBack(config, init=bias)
-        self.act_memory = ActMemory(config)
+        self.act_memory = None if config.central_acts else ActMemory(config)
         assert Multiplier.LATENCY == MULTIPLY_LATENCY
-        super().__init__({
-            "id": In(config.pe_bits),
+        acts = {} if config.central_acts else {
             "group": In(lane_layout(config)["group"].shape),
-            "i": In(broadcast_signature(config)),
             "i_input": In(stream.Signature(lane_layout(config), always_ready=True)),
             "o": Out(stream.Signature(scan_layout(config, 0))),
+        }
+        super().__init__(acts | {
+            "id": In(config.pe_bits),
+            "i": In(broadcast_signature(config)),
             "gate": Out(sum_layout(config)), "i_token": In(1), "o_token": Out(1),
             "busy": Out(1), "almost_full": Out(1), "fence": Out(1), "working": Out(1),
             "saturated": Out(range(config.channels + 1)),
@@ -109,18 +113,24 @@ class ProcessingElement(wiring.Component):
             m.submodules[f"accumulate{suffix}"] = accumulate
         drain = self.drain
         m.submodules["drain" if self._config.recurrent else "write_back"] = drain
-        m.submodules.act_memory = act_memory = self.act_memory
+        act_memory = self.act_memory
 
         wiring.connect(m, wiring.flipped(self.i), relay.i)
-        for port in (ptr_read.i, spmat_read.load, decode.i_broadcast, drain.i, act_memory.i):
+        for port in (ptr_read.i, spmat_read.load, decode.i_broadcast, drain.i):
             m.d.comb += [port.valid.eq(relay.o.valid), port.payload.eq(relay.o.payload)]
         wiring.connect(m, ptr_read.o, act_queue.i)
         wiring.connect(m, act_queue.o, spmat_read.i)
         wiring.connect(m, spmat_read.o, decode.i)
-        wiring.connect(m, wiring.flipped(self.i_input), act_memory.i_input)
-        wiring.connect(m, act_memory.o, wiring.flipped(self.o))
-        m.d.comb += [part.id.eq(self.id) for part in (ptr_read, spmat_read, act_memory)]
-        m.d.comb += [act_memory.group.eq(self.group), spmat_read.hold.eq(drain.drain)]
+        m.d.comb += [ptr_read.id.eq(self.id), spmat_read.id.eq(self.id),
+                     spmat_read.hold.eq(drain.drain)]
+        if act_memory is not None:
+            m.submodules.act_memory = act_memory
+            wiring.connect(m, wiring.flipped(self.i_input), act_memory.i_input)
+            wiring.connect(m, act_memory.o, wiring.flipped(self.o))
+            m.d.comb += [
+                act_memory.i.valid.eq(relay.o.valid), act_memory.i.payload.eq(relay.o.payload),
+                act_memory.id.eq(self.id), act_memory.group.eq(self.group),
+            ]
         drained = [accumulate.drained for accumulate in self.accumulates]
         if self._config.recurrent:
             m.d.comb += [

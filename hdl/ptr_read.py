@@ -9,9 +9,9 @@ from openese.model.config import PTR_READ_LATENCY, EngineConfig
 from .checks import checked_config, checked_contents
 from .layouts import (
     Kind,
+    Tag,
     broadcast_signature,
     ptr_layout,
-    route_layout,
     start_layout,
     values_layout,
 )
@@ -24,7 +24,7 @@ class PtrRead(wiring.Component):
 
     EIE reads two pointers, the start and the next start. Here a column carries its length class
     beside its start and the entries carry a flag, so one read is enough. An engine without
-    pointers passes every column on, the first of each matrix with its address.
+    pointers passes every column on. In recurrent engines, markers and fences go with the columns.
 
     Latency: `EngineConfig.ptr_read_latency` cycles: ``PTR_READ_LATENCY`` = 2, and 0 without
     pointers. Throughput: 1 column per cycle.
@@ -43,7 +43,7 @@ class PtrRead(wiring.Component):
     i : ``In(broadcast_signature(config))``
     o : ``Out(stream.Signature(start_layout(config), always_ready=True))``
     busy : ``Out(1)``
-        A column or a fence is inside.
+        A column, a marker or a fence is inside.
 
     Raises
     ------
@@ -70,37 +70,27 @@ class PtrRead(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        message, args = self.i.payload, self.i.payload.args
-        column, out = self.i.valid & (message.kind == Kind.ACT), self.o.payload
-        opens = self.i.valid & (message.kind == Kind.SCAN)
+        message, args, out = self.i.payload, self.i.payload.args, self.o.payload
+        column = self.i.valid & (message.kind == Kind.ACT)
+        tag, marks = Signal(Tag), Const(0)
         if config.recurrent:
-            opens |= self.i.valid & (message.kind == Kind.FEED)
-
-        route = Signal(route_layout(config), reset_less=True)
-        with m.If(opens):
-            m.d.sync += route.eq(args.scan.route)
-        fence = Const(0)
-        if config.recurrent:
-            fence = self.i.valid & (message.kind == Kind.CELL)
+            fence, mark = message.kind == Kind.CELL, message.kind == Kind.MARK
+            marks = self.i.valid & (fence | mark)
+            with m.If(fence):
+                m.d.comb += tag.eq(Tag.FENCE)
+            with m.Elif(mark):
+                m.d.comb += tag.eq(Mux(args.mark.last, Tag.MARK, Tag.PART))
         if config.pointers:
-            self._read(m, column, fence, route)
+            self._read(m, column, marks, tag)
             return m
 
-        # There is nothing to look up.
-        start, restart = Signal(config.spmat_addr_bits, reset_less=True), Signal()
-        with m.If(opens):
-            m.d.sync += [start.eq(args.scan.spmat), restart.eq(1)]
-        with m.Elif(column):
-            m.d.sync += restart.eq(0)
-        m.d.comb += [
-            self.o.valid.eq(column | fence), out.values.eq(args.act.values), out.route.eq(route),
-            out.spmat.eq(start), out.restart.eq(restart),
-        ]
+        # There is nothing to look up. A part of a marker lies where activations do.
+        m.d.comb += [self.o.valid.eq(column | marks), out.values.eq(args.act.values)]
         if config.recurrent:
-            m.d.comb += out.fence.eq(fence)
+            m.d.comb += out.tag.eq(tag)
         return m
 
-    def _read(self, m: Module, column: Value, fence: Value, route: data.View) -> None:
+    def _read(self, m: Module, column: Value, marks: Value, tag: Value) -> None:
         """The memory, and the two cycles that a column and its company wait for it."""
         config = self._config
         message, args, out = self.i.payload, self.i.payload.args, self.o.payload
@@ -117,22 +107,20 @@ class PtrRead(wiring.Component):
         reading, found = Signal(), Signal()
         values_0 = Signal(values_layout(config), reset_less=True)
         values_1 = Signal(values_layout(config), reset_less=True)
-        # A route is that of the message before a column; it goes along with the column because
-        # the next message may be right behind.
-        route_1 = Signal.like(route, reset_less=True)
-        route_2 = Signal.like(route, reset_less=True)
         m.d.sync += [
-            reading.eq(column), values_0.eq(args.act.values), route_1.eq(route),
-            found.eq(reading), values_1.eq(values_0), route_2.eq(route_1),
+            reading.eq(column), values_0.eq(args.act.values),
+            found.eq(reading), values_1.eq(values_0),
         ]
         m.d.comb += [
-            out.values.eq(values_1), out.route.eq(route_2),
-            self.o.valid.eq(found & (ptr.length != 0)), self.busy.eq(reading | found),
+            out.values.eq(values_1), self.o.valid.eq(found & (ptr.length != 0)),
+            self.busy.eq(reading | found),
         ]
         if config.recurrent:
-            fence_0, fence_1 = Signal(), Signal()
-            m.d.sync += [fence_0.eq(fence), fence_1.eq(fence_0)]
+            marks_0, marks_1 = Signal(), Signal()
+            tag_0, tag_1 = (Signal(Tag, reset_less=True, name=f"tag_{k}") for k in range(2))
+            m.d.sync += [
+                marks_0.eq(marks), marks_1.eq(marks_0), tag_0.eq(tag), tag_1.eq(tag_0)]
             m.d.comb += [
-                self.o.valid.eq((found & (ptr.length != 0)) | fence_1), out.fence.eq(fence_1),
-                self.busy.eq(reading | found | fence_0 | fence_1),
+                self.o.valid.eq((found & (ptr.length != 0)) | marks_1), out.tag.eq(tag_1),
+                self.busy.eq(reading | found | marks_0 | marks_1),
             ]

@@ -13,6 +13,7 @@ from .layouts import (
     act_out_layout,
     broadcast_signature,
     instruction_layout,
+    marker_layout,
     scan_layout,
 )
 
@@ -134,6 +135,8 @@ class Sequencer(wiring.Component):
         was_last, was_input = Signal(), Signal()
         flows, fed = Signal(), Signal()
         stopping = Signal()  # be idle when the PEs are
+        marker = Signal(marker_layout(config), reset_less=True)
+        parts_left = Signal(range(config.marker_parts + 1))
         left = Signal(config.rows_bits)
         row_ptr = Signal(config.ptr_addr_bits)
         wait = Signal(range(config.drain_wait + 1))
@@ -177,22 +180,24 @@ class Sequencer(wiring.Component):
         held = (((parts["sync"] | is_cell) & ~self.cells_idle)
                 | ((instruction.op == Op.CELL) & self.stall))
 
-        def open_columns(of_kind: Kind, dense: int):
-            scan = args.scan
-            statements = [
-                kind.eq(of_kind),
-                scan.act.eq(Mux(instruction.from_input, self.input_act, instruction.act)),
-                scan.rows.eq(instruction.rows), scan.rem.eq(instruction.rem),
-                scan.route.code_sel.eq(instruction.code_sel), scan.dense.eq(dense),
+        def scan(dense: int):
+            return [
+                kind.eq(Kind.SCAN),
+                args.scan.act.eq(Mux(instruction.from_input, self.input_act, instruction.act)),
+                args.scan.rows.eq(instruction.rows), args.scan.rem.eq(instruction.rem),
+                args.scan.dense.eq(dense),
             ]
-            if config.direct_weights:
-                statements.append(scan.route.align.eq(instruction.align))
-            else:
-                statements.append(scan.route.codebook.eq(instruction.codebook))
+
+        def mark():
+            route = marker.route
+            statements = [route.code_sel.eq(instruction.code_sel),
+                          parts_left.eq(config.marker_parts)]
+            weights = "align" if config.direct_weights else "codebook"
+            statements.append(route[weights].eq(instruction[weights]))
             if config.recurrent:
-                statements.append(scan.route.acc.eq(acc))
+                statements.append(route.acc.eq(acc))
             if not config.pointers:
-                statements.append(scan.spmat.eq(instruction.spmat))
+                statements.append(marker.spmat.eq(instruction.spmat))
             return statements
 
         def write_back():
@@ -256,18 +261,16 @@ class Sequencer(wiring.Component):
                 # What the message says does not depend on whether it goes out now.
                 with m.Switch(instruction.op):
                     with m.Case(Op.SPMV):
-                        m.d.comb += open_columns(Kind.SCAN, int(not config.pointers))
-                        with m.If(parts["feed"]):
-                            m.d.comb += kind.eq(Kind.FEED)
+                        m.d.comb += scan(int(not config.pointers))
                     with m.Case(Op.OUTPUT):
-                        m.d.comb += open_columns(Kind.SCAN, 1)
+                        m.d.comb += scan(1)
                     with m.Default():
                         m.d.comb += write_back()
                 m.d.sync += [
                     left.eq(instruction.rows), row_ptr.eq(instruction.base), row.eq(args.write),
                     was_last.eq(instruction.last), was_input.eq(instruction.from_input),
                     flows.eq(parts["flow"]), fed.eq(parts["feed"]),
-                    wait.eq(config.drain_wait - 1),
+                    wait.eq(config.drain_wait - 1), *mark(),
                 ]
                 with m.If(waiting & ~self.run):
                     # What `first` instructions have added is added again at the next start.
@@ -285,12 +288,13 @@ class Sequencer(wiring.Component):
                     m.d.sync += pc.eq(Mux(instruction.last, 0, pc + 1))
                     with m.Switch(instruction.op):
                         with m.Case(Op.SPMV):
-                            m.d.comb += self.o.valid.eq(1)
+                            # Columns of the cells are there without a scan.
+                            m.d.comb += self.o.valid.eq(~parts["feed"])
                             with m.If(parts["prefetch"]):
                                 m.d.sync += [prefetched.eq(1), was_input.eq(0)]
                             with m.Elif(instruction.from_input):
                                 m.d.sync += self.cells_active.eq(self.input_active)
-                            m.next = "SPMV"
+                            m.next = "MARK"
                         with m.Case(Op.OUTPUT):
                             m.d.comb += self.o.valid.eq(1)
                             m.next = "OUTPUT"
@@ -320,6 +324,20 @@ class Sequencer(wiring.Component):
                 m.d.sync += [left.eq(left - 1), row.eq(args.write)]
                 with m.If(left == 2):
                     m.next = "DRAIN"
+
+            with m.State("MARK"):
+                # Of recurrent engines a part takes a place in the queues as a column does.
+                width = len(args.mark.part)
+                m.d.comb += [
+                    self.computing.eq(1), self.o.valid.eq(~self.stall), kind.eq(Kind.MARK),
+                    args.mark.part.eq(marker.as_value()[:width]),
+                    args.mark.last.eq(parts_left == 1),
+                ]
+                with m.If(~self.stall):
+                    m.d.sync += [marker.as_value().eq(marker.as_value() >> width),
+                                 parts_left.eq(parts_left - 1)]
+                    with m.If(parts_left == 1):
+                        m.next = "SPMV"
 
             with m.State("SPMV"):
                 m.d.comb += [

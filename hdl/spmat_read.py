@@ -11,8 +11,10 @@ from openese.model.config import SPMAT_READ_LATENCY, EngineConfig
 from .checks import checked_config, checked_contents
 from .layouts import (
     Kind,
+    Tag,
     broadcast_signature,
     entry_layout,
+    marker_layout,
     route_layout,
     start_layout,
     values_layout,
@@ -30,7 +32,7 @@ class SpMatRead(wiring.Component):
     pointer's length class, longer ones by the flag of the entry two before the last.
 
     Latency: ``SPMAT_READ_LATENCY`` = 3 cycles from a column being taken to its first entry.
-    Throughput: 1 entry per cycle.
+    Throughput: 1 entry per cycle; a part of a marker, and a fence, takes a cycle.
 
     Parameters
     ----------
@@ -50,7 +52,7 @@ class SpMatRead(wiring.Component):
     fence : ``Out(1)``
         In place of an entry: all entries of the columns before this fence have been given.
     busy : ``Out(1)``
-        An entry or a fence is inside.
+        An entry, a marker or a fence is inside.
 
     Raises
     ------
@@ -89,6 +91,32 @@ class SpMatRead(wiring.Component):
         m.d.comb += [write.en.eq(load), write.addr.eq(args.addr), write.data.eq(args.data)]
         return read
 
+    def _marked(self, m: Module, part: Value, taken: Value, last: Value) -> data.View:
+        """The marker that ends with this part, if `last`; its route holds from then on."""
+        config = self._config
+        layout = marker_layout(config)
+        width, kept = len(part), len(part) * (config.marker_parts - 1)
+        assert Shape.cast(layout).width == config.marker_bits
+        marker = Signal(layout)
+        earlier = Signal(kept, reset_less=True) if kept else Const(0, 0)
+        route = Signal(route_layout(config), reset_less=True)
+        m.d.comb += [
+            marker.eq(Cat(earlier, part[:config.marker_bits - kept])),
+            self.o.payload.route.eq(route),
+        ]
+        with m.If(taken):
+            if kept:
+                m.d.sync += earlier.eq(Cat(earlier, part)[width:])
+            with m.If(last):
+                m.d.sync += route.eq(marker.route)
+        return marker
+
+    def _marked_by_message(self, m: Module) -> tuple[data.View, Value]:
+        """Marker of an engine that drains between matrices, and whether it comes in this cycle."""
+        message, mark = self.load.payload, self.load.payload.args.mark
+        taken = self.load.valid & (message.kind == Kind.MARK)
+        return self._marked(m, mark.part, taken, mark.last), taken & mark.last
+
     def elaborate(self, platform):
         m = Module()
         read = self._matrix(m, platform)
@@ -96,11 +124,13 @@ class SpMatRead(wiring.Component):
         # Stage 0 holds the address that is being read, stage 1 waits for the memory, stage 2
         # holds the entry.
         config, column = self._config, self.i.payload
-        along = data.StructLayout({
-            "values": values_layout(config), "route": route_layout(config), "first": 1})
+        along = {"values": values_layout(config), "first": 1}
+        if config.recurrent:
+            along["tag"] = Tag
         valid = [Signal(name=f"valid_{k}") for k in range(3)]
-        fence = [Signal(name=f"fence_{k}") for k in range(3)]
-        with_it = [Signal(along, reset_less=True, name=f"with_{k}") for k in range(3)]
+        mark = [Signal(name=f"mark_{k}") for k in range(3)]  # or a fence
+        with_it = [Signal(data.StructLayout(along), reset_less=True, name=f"with_{k}")
+                   for k in range(3)]
         addr = Signal(config.spmat_addr_bits, reset_less=True)
         left = Signal(2, reset_less=True)  # entries left: 1, 2, or 3 for "not known yet"
         word = Signal(config.spmat_word_bits, reset_less=True)
@@ -108,7 +138,6 @@ class SpMatRead(wiring.Component):
         flag = valid[2] & word[config.entry_bits]
         is_last = (left == 1) | flag
         next_one = Signal()
-        is_fence = column.fence if config.recurrent else Const(0)
         go = ~self.hold
         m.d.comb += [
             read.addr.eq(addr), read.en.eq(go), next_one.eq(~valid[0] | is_last),
@@ -116,28 +145,35 @@ class SpMatRead(wiring.Component):
         ]
         with m.If(go):
             with m.If(next_one):
+                is_column = column.tag == Tag.COLUMN if config.recurrent else Const(1)
                 m.d.sync += [
-                    valid[0].eq(self.i.valid & ~is_fence), fence[0].eq(self.i.valid & is_fence),
+                    valid[0].eq(self.i.valid & is_column), mark[0].eq(self.i.valid & ~is_column),
                     with_it[0].first.eq(1), with_it[0].values.eq(column.values),
-                    with_it[0].route.eq(column.route),
                     addr.eq(column.ptr.start), left.eq(column.ptr.length),
                 ]
+                if config.recurrent:
+                    m.d.sync += with_it[0].tag.eq(column.tag)
             with m.Else():
                 m.d.sync += [with_it[0].first.eq(0), addr.eq(addr + 1)]
                 with m.If(left == 2):
                     m.d.sync += left.eq(1)
             for k in (1, 2):
-                m.d.sync += [valid[k].eq(valid[k - 1]), fence[k].eq(fence[k - 1]),
+                m.d.sync += [valid[k].eq(valid[k - 1]), mark[k].eq(mark[k - 1]),
                              with_it[k].eq(with_it[k - 1])]
             m.d.sync += word.eq(read.data)
+        if config.recurrent:
+            tag = with_it[2].tag
+            self._marked(m, with_it[2].values.as_value(), mark[2] & go & (tag != Tag.FENCE),
+                         tag == Tag.MARK)
+            m.d.comb += self.fence.eq(mark[2] & go & (tag == Tag.FENCE))
+        else:
+            self._marked_by_message(m)
         m.d.comb += [
             self.o.valid.eq(valid[2] & go),
             self.o.payload.entry.eq(word),
             self.o.payload.values.eq(with_it[2].values),
-            self.o.payload.route.eq(with_it[2].route),
             self.o.payload.first.eq(with_it[2].first),
-            self.fence.eq(fence[2] & go),
-            self.busy.eq(Cat(valid, fence).any()),
+            self.busy.eq(Cat(valid, mark).any()),
         ]
         return m
 
@@ -145,14 +181,13 @@ class SpMatRead(wiring.Component):
 class SpMatStream(SpMatRead):
     """Reads the entries of a matrix in the order they are stored: no column has a pointer.
 
-    The memory is read ahead of the columns, since its addresses depend on nothing. An entry's
-    flag says that the next one belongs to the next column. A column without entries has one of
-    code 0 with the flag, whose index says how many columns without any entry follow; each takes a
-    cycle.
+    The memory is read ahead of the columns, since its addresses depend on nothing but the marker
+    of the matrix. An entry's flag says that the next one belongs to the next column. A column
+    without entries has one of code 0 with the flag, whose index says how many columns without any
+    entry follow; each takes a cycle.
 
-    Latency: 0 cycles from a column at the head of the queue to its first entry; 3 for the first
-    column of a matrix. Throughput: 1 entry per cycle. Parameters, members and errors are those of
-    `SpMatRead`.
+    Latency: 0 cycles from a column at the head of the queue to its first entry; after a marker 3.
+    Throughput: 1 entry per cycle. Parameters, members and errors are those of `SpMatRead`.
     """
 
     def elaborate(self, platform):
@@ -163,17 +198,23 @@ class SpMatStream(SpMatRead):
         addr = Signal(config.spmat_addr_bits, reset_less=True)
         word = Signal(config.spmat_word_bits, reset_less=True)
         valid_1, valid_2 = Signal(), Signal()
-        started = Signal()  # the column at the head needs no new address any more
         empty = Signal(config.entry_bits - config.min_code_bits)  # columns without an entry left
         first = Signal(init=1)
 
         go = ~self.hold
-        is_fence = column.fence if config.recurrent else Const(0)
-        jump = self.i.valid & ~is_fence & column.restart & ~started
+        is_column, mark = Const(1), Const(0)
+        if config.recurrent:
+            is_column = column.tag == Tag.COLUMN
+            mark = self.i.valid & go & ~is_column & (column.tag != Tag.FENCE)
+            jump = mark & (column.tag == Tag.MARK)
+            marker = self._marked(m, column.values.as_value(), mark, column.tag == Tag.MARK)
+            m.d.comb += self.fence.eq(self.i.valid & (column.tag == Tag.FENCE) & go)
+        else:
+            marker, jump = self._marked_by_message(m)
         take, pass_by = Signal(), Signal()
         ends = word[config.entry_bits]
         code, index = Signal(config.code_bits), Signal.like(empty)
-        with m.Switch(column.route.code_sel):
+        with m.Switch(self.o.payload.route.code_sel):
             for bits in range(config.min_code_bits, config.code_bits + 1):
                 with m.Case(bits - config.min_code_bits):
                     m.d.comb += [
@@ -181,9 +222,9 @@ class SpMatStream(SpMatRead):
         ready_2 = ~valid_2 | take
         ready_1 = ~valid_1 | ready_2
         m.d.comb += [
-            pass_by.eq(self.i.valid & ~is_fence & (empty != 0)),
-            take.eq(valid_2 & self.i.valid & ~is_fence & ~jump & ~pass_by & go),
-            self.i.ready.eq(go & (is_fence | pass_by | (take & ends))),
+            pass_by.eq(self.i.valid & is_column & (empty != 0)),
+            take.eq(valid_2 & self.i.valid & is_column & ~pass_by & go),
+            self.i.ready.eq(go & (~is_column | pass_by | (take & ends))),
             read.addr.eq(addr), read.en.eq(ready_1),
         ]
         with m.If(ready_2):
@@ -196,17 +237,12 @@ class SpMatStream(SpMatRead):
                 m.d.sync += empty.eq(index)
         with m.If(pass_by & go):
             m.d.sync += empty.eq(empty - 1)
-        with m.If(self.i.valid & self.i.ready):
-            m.d.sync += started.eq(0)
         with m.If(jump):
-            m.d.sync += [addr.eq(column.spmat), valid_1.eq(0), valid_2.eq(0), started.eq(1),
-                         first.eq(1)]
+            m.d.sync += [addr.eq(marker.spmat), valid_1.eq(0), valid_2.eq(0), first.eq(1)]
         m.d.comb += [
             self.o.valid.eq(take),
             self.o.payload.entry.eq(word),
             self.o.payload.values.eq(column.values),
-            self.o.payload.route.eq(column.route),
             self.o.payload.first.eq(first),
-            self.fence.eq(self.i.valid & is_fence & go),
         ]
         return m

@@ -230,6 +230,28 @@ class EngineConfig:
         return _bits_for(self.peephole_depth - 1)
 
     @property
+    def central_acts(self) -> bool:
+        """Whether one memory holds all activations, and not each PE its own: every activation is
+        broadcast, and all that are computed come from the element-wise unit one by one."""
+        return self.recurrent and not self.pointers
+
+    @property
+    def marker_bits(self) -> int:
+        """Width of what the columns of a matrix have in common: code width, codebook or alignment,
+        and where there are such, first accumulator and address of the entries."""
+        code_sel = max(1, (self.code_bits - self.min_code_bits).bit_length())
+        weights = (self.weight_bits - self.code_bits if self.direct_weights
+                   else self.codebooks - 1)
+        return (code_sel + max(1, weights.bit_length())
+                + (self.acc_addr_bits if self.recurrent else 0)
+                + (0 if self.pointers else self.spmat_addr_bits))
+
+    @property
+    def marker_parts(self) -> int:
+        """Messages that a marker takes: each has the width of a column's activations."""
+        return ceil(self.marker_bits / (self.channels * self.act_bits))
+
+    @property
     def program_addr_bits(self) -> int:
         return _bits_for(self.program_depth - 1)
 
@@ -286,7 +308,10 @@ class EngineConfig:
 
     @property
     def scan_latency(self) -> int:
-        """From the sequencer's decision to scan to the first item at the root of the LNZD tree."""
+        """From the sequencer's decision to scan to the first item: from the central memory, or at
+        the root of the LNZD tree."""
+        if self.central_acts:
+            return ACT_READ_LATENCY
         return (self.broadcast_latency + ACT_READ_LATENCY + self.lnzd_levels
                 + LNZD_ROOT_LATENCY)
 

@@ -42,6 +42,9 @@ _FENCE = MULTIPLY_LATENCY + 2
 _RESULT_QUEUE = 3
 #: Cycles to fill the empty matrix read of an engine without pointers.
 _JUMP = 3
+# What else than a column's entries is in a queue; a column without entries comes to PEs that look
+# nothing up.
+_FENCE_HERE, _NO_ENTRY, _PART, _MARK = 0, -1, -2, -3
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ class _Scan:
     fed: bool
     spent: _Spent
     place: int = 0
-    begins: bool = True
+    parts: int = 0  # of the marker that are still to be sent
 
 
 def _instructions_of_pass(image: Image) -> list[dict[str, int]]:
@@ -182,10 +185,9 @@ class _Pes:
     def __init__(self, config: EngineConfig):
         n, depth = config.n_pes, config.queue_capacity
         self._config = config
-        self._arriving: deque[tuple[int, NDArray[np.int64] | None, bool]] = deque()
+        self._arriving: deque[tuple[int, NDArray[np.int64] | int]] = deque()
         self._pes = np.arange(n)
-        self._lengths = np.zeros((depth, n), dtype=np.int64)  # of waiting columns; fences are 0
-        self._begins = np.zeros((depth, n), dtype=bool)  # the column is the first of its matrix
+        self._lengths = np.zeros((depth, n), dtype=np.int64)  # of waiting columns
         self._head = np.zeros(n, dtype=np.int64)
         self._count = np.zeros(n, dtype=np.int64)
         self._tokens: deque[tuple[int, int, int | None]] = deque()
@@ -205,15 +207,22 @@ class _Pes:
         self.busy: list[bool] = []
         self.working: list[bool] = []
 
-    def column(self, cycle: int, lengths: NDArray[np.int64] | None, begins: bool) -> None:
-        """A column is broadcast in this cycle, or a fence (``None``)."""
+    def column(self, cycle: int, lengths: NDArray[np.int64] | int) -> None:
+        """A column is broadcast in this cycle, or what else goes into every queue."""
         self._seem_busy(cycle + self._config.broadcast_latency + self._config.ptr_read_latency)
-        self._arriving.append((cycle + self._config.arrival_latency, lengths, begins))
+        self._arriving.append((cycle + self._config.arrival_latency, lengths))
 
     def fence(self, cycle: int) -> None:
         """CELL is broadcast in this cycle."""
-        self.column(cycle, None, False)
+        self.column(cycle, _FENCE_HERE)
         self._fences = self._config.n_pes
+
+    def mark(self, cycle: int, last: bool) -> None:
+        """A part of a marker is broadcast in this cycle."""
+        if self._config.recurrent:
+            self.column(cycle, _MARK if last else _PART)
+        elif last:
+            self._ready[:] = cycle + self._config.broadcast_latency + _JUMP
 
     def write(self, cycle: int, rows: int) -> None:
         """WRITE is broadcast in this cycle."""
@@ -233,7 +242,7 @@ class _Pes:
     def advance(self, cycle: int) -> None:
         """One more cycle."""
         if self._arriving and self._arriving[0][0] == cycle:
-            self._push(*self._arriving.popleft()[1:])
+            self._push(self._arriving.popleft()[1])
         if self._quiet:
             self.full.append(False)
             self.working.append(False)
@@ -252,14 +261,12 @@ class _Pes:
     def _seem_busy(self, until: int) -> None:
         self._busy_until = max(self._busy_until, until)
 
-    def _push(self, lengths: NDArray[np.int64] | None, begins: bool) -> None:
-        every = lengths is None or not self._config.pointers
-        pes = self._pes if every else np.flatnonzero(lengths)
+    def _push(self, lengths: NDArray[np.int64] | int) -> None:
+        column = isinstance(lengths, np.ndarray)
+        pes = np.flatnonzero(lengths) if column and self._config.pointers else self._pes
         place = (self._head[pes] + self._count[pes]) % len(self._lengths)
-        # Without pointers a column may come that has no entry; 0 is a fence.
-        self._lengths[place, pes] = 0 if lengths is None else np.where(
-            lengths[pes] == 0, -1, lengths[pes])
-        self._begins[place, pes] = begins
+        self._lengths[place, pes] = (
+            np.where(lengths[pes] == 0, _NO_ENTRY, lengths[pes]) if column else lengths)
         self._count[pes] += 1
         self._quiet = False
 
@@ -296,9 +303,9 @@ class _Pes:
         if len(taking):
             lengths = self._lengths[self._head[taking], taking]
             self._pop(taking)
-            self._left[taking] = lengths
+            self._left[taking] = np.maximum(lengths, 0)
             if self._fences:
-                fences = int(np.count_nonzero(lengths == 0))
+                fences = int(np.count_nonzero(lengths == _FENCE_HERE))
                 if fences:
                     self._pop_fences(cycle, fences, SPMAT_READ_LATENCY + _FENCE)
         entering, (first, second, third) = self._left > 0, self._stages
@@ -318,14 +325,14 @@ class _Pes:
         waits = self._count > 0
         opening = np.flatnonzero(waits & ~self._open)
         if len(opening):
-            heads = self._head[opening]
-            self._left[opening] = self._lengths[heads, opening]
-            self._ready[opening] = np.where(self._begins[heads, opening], cycle + _JUMP, cycle)
+            self._left[opening] = self._lengths[self._head[opening], opening]
             self._open[opening] = True
-        steps = waits & (self._ready <= cycle)
+        is_column = (self._left > 0) | (self._left == _NO_ENTRY)
+        steps = waits & (~is_column | (self._ready <= cycle))
         if go is not None:
             steps &= go
-        fence = steps & (self._left == 0)
+        fence = steps & (self._left == _FENCE_HERE)
+        self._ready[steps & (self._left == _MARK)] = cycle + _JUMP
         gives = steps & (self._left > 0)
         self._left -= gives
         done = np.flatnonzero(steps & (self._left <= 0))
@@ -511,6 +518,7 @@ class _SerialCells(_Cells):
 class _Sequencing(Enum):
     WAIT = auto()  # IDLE and FETCH, or NEXT
     EXECUTE = auto()
+    MARK = auto()
     SPMV = auto()
     DRAIN = auto()
     OUTPUT = auto()
@@ -567,7 +575,8 @@ class _Engine:
                 self._outputs.append(out)
             if cell is not None:
                 self._cells.start(cycle, cell)
-            self._inputs.advance(writing or self._writing or beat, self._release)
+            hold = (writing or self._writing) and not self._config.central_acts
+            self._inputs.advance(hold or beat, self._release)
             cycle += 1
         outputs = np.array(self._outputs, dtype=np.int64).reshape(self._n, -1)
         vector = np.searchsorted(outputs[:, -1], self._exposed)
@@ -608,6 +617,8 @@ class _Engine:
                 self._state = _Sequencing.EXECUTE
         elif self._state is _Sequencing.EXECUTE:
             return False, self._execute(cycle)
+        elif self._state is _Sequencing.MARK:
+            self._mark(cycle)
         elif self._state is _Sequencing.SPMV:
             return self._broadcast(cycle), None
         elif self._state is _Sequencing.OUTPUT:
@@ -683,8 +694,16 @@ class _Engine:
         spent = self._times[number][step]
         spent.begin = cycle
         self._scan = _Scan(items, matrix.lengths, cycle + config.scan_latency,
-                           bool(at.get("feed")), spent)
-        self._state = _Sequencing.SPMV
+                           bool(at.get("feed")), spent, parts=config.marker_parts)
+        self._state = _Sequencing.MARK
+
+    def _mark(self, cycle: int) -> None:
+        """A part of an SPMV's marker, if there is room for it."""
+        if not self._seen(self._pes.full, cycle):
+            self._scan.parts -= 1
+            self._pes.mark(cycle, self._scan.parts == 0)
+            if self._scan.parts == 0:
+                self._state = _Sequencing.SPMV
 
     def _broadcast(self, cycle: int) -> bool:
         """A cycle of an SPMV; whether it takes a result of the cells."""
@@ -698,8 +717,7 @@ class _Engine:
         column = scan.items[scan.place]
         scan.place += 1
         if column >= 0:
-            self._pes.column(cycle, scan.lengths[column], scan.begins)
-            scan.begins = False
+            self._pes.column(cycle, scan.lengths[column])
         if scan.place == len(scan.items):
             self._release = bool(self._at["from_input"] and not self._at.get("prefetch"))
             scan.spent.end(cycle)
