@@ -10,7 +10,20 @@ from .checks import checked_config, checked_contents
 from .layouts import Kind, broadcast_signature, entry_layout, values_layout
 from .ram_style import small_memory
 
-__all__ = ["Decode"]
+__all__ = ["Decode", "split_entry"]
+
+
+def split_entry(m: Module, config: EngineConfig, entry: Value, code_sel: Value
+                ) -> tuple[Value, Value]:
+    """Code of an entry, with the sign of a weight that is stored directly, and its index."""
+    code = Signal(config.code_bits)
+    index = Signal(config.entry_bits - config.min_code_bits)
+    with m.Switch(code_sel):
+        for bits in range(config.min_code_bits, config.code_bits + 1):
+            with m.Case(bits - config.min_code_bits):
+                low = entry[:bits].as_signed() if config.direct_weights else entry[:bits]
+                m.d.comb += [code.eq(low), index.eq(entry[bits:config.entry_bits])]
+    return code, index
 
 
 class Decode(wiring.Component):
@@ -18,7 +31,7 @@ class Decode(wiring.Component):
 
     EIE's first stage: codebook look-up and address accumulation side by side. The codebook, the
     split between code and index, and the first row come along with the column. Weights stored
-    directly (ESE) need no codebook.
+    directly (ESE) need no codebook. Without pointers `SpMatStream` has split the entry already.
 
     Latency: ``DECODE_LATENCY`` = 1 cycle. The multiplier may be far away on the device, so its
     operands leave from registers. Throughput: 1 per cycle.
@@ -70,14 +83,12 @@ class Decode(wiring.Component):
         m = Module()
         config = self._config
         route = self.i.payload.route
-        entry = self.i.payload.entry
-        code = Signal(config.code_bits)
-        index = Signal(config.entry_bits - config.min_code_bits)
-        with m.Switch(route.code_sel):
-            for bits in range(config.min_code_bits, config.code_bits + 1):
-                with m.Case(bits - config.min_code_bits):
-                    low = entry[:bits].as_signed() if config.direct_weights else entry[:bits]
-                    m.d.comb += [code.eq(low), index.eq(entry[bits:])]
+        if config.pointers:
+            code, index = split_entry(m, config, self.i.payload.entry, route.code_sel)
+            top = route.acc if config.recurrent else 0
+            row = Mux(self.i.payload.first, top, self.row + 1) + index
+        else:
+            code, row = self.i.payload.code, route.acc + self.i.payload.row
         values = Signal.like(self.values, reset_less=True)
         if config.direct_weights:
             weight = Signal.like(self.weight, reset_less=True)
@@ -93,11 +104,9 @@ class Decode(wiring.Component):
                 write.addr.eq(args.load.addr), write.data.eq(args.load.data),
                 read.addr.eq(Cat(code, route.codebook)), self.weight.eq(read.data),
             ]
-        top = route.acc if config.recurrent else 0
-        base = Mux(self.i.payload.first, top, self.row + 1)
         # Zero unless an entry comes: a drain then adds nothing.
         m.d.sync += [self.valid.eq(self.i.valid), values.eq(0)]
         m.d.comb += self.values.eq(values)
         with m.If(self.i.valid):
-            m.d.sync += [self.row.eq(base + index), values.eq(self.i.payload.values)]
+            m.d.sync += [self.row.eq(row), values.eq(self.i.payload.values)]
         return m

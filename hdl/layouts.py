@@ -51,17 +51,18 @@ def route_layout(config: EngineConfig) -> data.StructLayout:
     fields = instruction_fields(config)
     weights = "align" if config.direct_weights else "codebook"
     route = {weights: fields[weights], "code_sel": fields["code_sel"]}
-    if config.recurrent:
+    if config.recurrent or not config.pointers:
+        # The first accumulator; without pointers the one behind the last.
         route |= {"acc": config.acc_addr_bits}
     return data.StructLayout(route)
 
 
 def marker_layout(config: EngineConfig) -> data.StructLayout:
     """What the columns of a matrix have in common: their route and, without pointers, where the
-    entries of the first one are."""
+    entries of the first one are, and the negative of their height."""
     fields = {"route": route_layout(config)}
     if not config.pointers:
-        fields["spmat"] = config.spmat_addr_bits
+        fields |= {"spmat": config.spmat_addr_bits, "drop": signed(config.acc_addr_bits + 1)}
     return data.StructLayout(fields)
 
 
@@ -184,13 +185,17 @@ def start_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def entry_layout(config: EngineConfig) -> data.StructLayout:
-    """A matrix entry with the activations and the route of its column."""
-    return data.StructLayout({
-        "entry": config.entry_bits,
-        "values": values_layout(config),
-        "route": route_layout(config),
-        "first": 1,
-    })
+    """A matrix entry with the activations and the route of its column.
+
+    With pointers, as it is stored, with whether it is the ``first`` of its column. Without, its
+    code and its ``row``, counted back from the end of its column.
+    """
+    fields = {"values": values_layout(config), "route": route_layout(config)}
+    if config.pointers:
+        fields |= {"entry": config.entry_bits, "first": 1}
+    else:
+        fields |= {"code": config.code_bits, "row": config.acc_addr_bits}
+    return data.StructLayout(fields)
 
 
 def instruction_layout(config: EngineConfig) -> data.StructLayout:

@@ -194,10 +194,12 @@ class Sequencer(wiring.Component):
                           parts_left.eq(config.marker_parts)]
             weights = "align" if config.direct_weights else "codebook"
             statements.append(route[weights].eq(instruction[weights]))
-            if config.recurrent:
-                statements.append(route.acc.eq(acc))
             if not config.pointers:
-                statements.append(marker.spmat.eq(instruction.spmat))
+                statements += [marker.spmat.eq(instruction.spmat),
+                               marker.drop.eq(-instruction.height),
+                               route.acc.eq(acc + instruction.height)]
+            elif config.recurrent:
+                statements.append(route.acc.eq(acc))
             return statements
 
         def write_back():

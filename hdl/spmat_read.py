@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 from openese.model.config import SPMAT_READ_LATENCY, EngineConfig
 
 from .checks import checked_config, checked_contents
+from .decode import split_entry
 from .layouts import (
     Kind,
     Tag,
@@ -182,12 +183,13 @@ class SpMatStream(SpMatRead):
     """Reads the entries of a matrix in the order they are stored: no column has a pointer.
 
     The memory is read ahead of the columns, since its addresses depend on nothing but the marker
-    of the matrix. An entry's flag says that the next one belongs to the next column. A column
-    without entries has one of code 0 with the flag, whose index says how many columns without any
-    entry follow; each takes a cycle.
+    of the matrix. An entry's index counts on from the entry before, over the ends of columns, and
+    tells by itself whether the entry is in the column at the head of the queue or in a later one.
+    The entry behind the last column waits there until the next marker discards it.
 
-    Latency: 0 cycles from a column at the head of the queue to its first entry; after a marker 3.
-    Throughput: 1 entry per cycle. Parameters, members and errors are those of `SpMatRead`.
+    Latency: 0 cycles from a column at the head of the queue to its first entry; after a marker 5.
+    Throughput: 1 entry per cycle; a column without entries takes a cycle. Parameters, members and
+    errors are those of `SpMatRead`.
     """
 
     def elaborate(self, platform):
@@ -195,14 +197,8 @@ class SpMatStream(SpMatRead):
         read = self._matrix(m, platform)
 
         config, column = self._config, self.i.payload
-        addr = Signal(config.spmat_addr_bits, reset_less=True)
-        word = Signal(config.spmat_word_bits, reset_less=True)
-        valid_1, valid_2 = Signal(), Signal()
-        empty = Signal(config.entry_bits - config.min_code_bits)  # columns without an entry left
-        first = Signal(init=1)
-
         go = ~self.hold
-        is_column, mark = Const(1), Const(0)
+        is_column = Const(1)
         if config.recurrent:
             is_column = column.tag == Tag.COLUMN
             mark = self.i.valid & go & ~is_column & (column.tag != Tag.FENCE)
@@ -211,38 +207,59 @@ class SpMatStream(SpMatRead):
             m.d.comb += self.fence.eq(self.i.valid & (column.tag == Tag.FENCE) & go)
         else:
             marker, jump = self._marked_by_message(m)
-        take, pass_by = Signal(), Signal()
-        ends = word[config.entry_bits]
-        code, index = Signal(config.code_bits), Signal.like(empty)
-        with m.Switch(self.o.payload.route.code_sel):
-            for bits in range(config.min_code_bits, config.code_bits + 1):
-                with m.Case(bits - config.min_code_bits):
-                    m.d.comb += [
-                        code.eq(word[:bits]), index.eq(word[bits:config.entry_bits])]
-        ready_2 = ~valid_2 | take
+        drop = Signal.like(marker.drop, reset_less=True)
+        with m.If(jump):
+            m.d.sync += drop.eq(marker.drop)
+
+        # Stage 0 has the address that is being read, stage 1 waits for the memory, stage 2 holds
+        # its word, stage 3 what is added to the row of the entry before, within the column and
+        # into the next one; stage 4 the entry that is next.
+        addr = Signal(config.spmat_addr_bits, reset_less=True)
+        word = Signal(config.spmat_word_bits, reset_less=True)
+        valid_1, valid_2, valid_3, valid_4 = (Signal(name=f"valid_{k}") for k in range(1, 5))
+        code, index = split_entry(m, config, word, self.o.payload.route.code_sel)
+        code_3, code_4 = (Signal.like(code, reset_less=True, name=f"code_{k}") for k in (3, 4))
+        index_3 = Signal.like(index, reset_less=True)
+        # Rows are counted back from the end of the column: one that is not negative is in a later
+        # column.
+        row = Signal(signed(max(config.acc_addr_bits, len(index)) + 1), reset_less=True)
+        into_3 = Signal.like(row)
+        opened = Signal()  # the column at the head has been
+
+        take, pass_by, load = Signal(), Signal(), Signal()
+        within, beyond = Signal.like(row), Signal.like(row)
+        later, crosses = ~row[-1], Signal()
+        ready_3 = ~valid_3 | load
+        ready_2 = ~valid_2 | ready_3
         ready_1 = ~valid_1 | ready_2
+        here = self.i.valid & is_column & valid_4 & go
         m.d.comb += [
-            pass_by.eq(self.i.valid & is_column & (empty != 0)),
-            take.eq(valid_2 & self.i.valid & is_column & ~pass_by & go),
-            self.i.ready.eq(go & (~is_column | pass_by | (take & ends))),
+            within.eq(row + index_3 + 1), beyond.eq(row + Mux(later, drop, into_3)),
+            crosses.eq(~within[-1]),
+            take.eq(here & ~later), pass_by.eq(here & later),
+            load.eq(valid_3 & (take | ~valid_4)),
+            self.i.ready.eq((go & ~is_column) | pass_by | (load & crosses & opened)),
             read.addr.eq(addr), read.en.eq(ready_1),
         ]
-        with m.If(ready_2):
-            m.d.sync += [valid_2.eq(valid_1), word.eq(read.data)]
         with m.If(ready_1):
             m.d.sync += [valid_1.eq(1), addr.eq(addr + 1)]
-        with m.If(take):
-            m.d.sync += first.eq(ends)
-            with m.If(ends & (code == 0)):
-                m.d.sync += empty.eq(index)
-        with m.If(pass_by & go):
-            m.d.sync += empty.eq(empty - 1)
+        with m.If(ready_2):
+            m.d.sync += [valid_2.eq(valid_1), word.eq(read.data)]
+        with m.If(ready_3):
+            m.d.sync += [valid_3.eq(valid_2), code_3.eq(code), index_3.eq(index),
+                         into_3.eq(index + 1 + drop)]
+        with m.If(take | ~valid_4):
+            m.d.sync += [valid_4.eq(valid_3), code_4.eq(code_3)]
+        with m.If(load):
+            m.d.sync += [row.eq(Mux(crosses, beyond, within)), opened.eq(1)]
+        with m.Elif(pass_by):
+            m.d.sync += row.eq(beyond)
         with m.If(jump):
-            m.d.sync += [addr.eq(marker.spmat), valid_1.eq(0), valid_2.eq(0), first.eq(1)]
+            m.d.sync += [addr.eq(marker.spmat), row.eq(-1), opened.eq(0),
+                         Cat(valid_1, valid_2, valid_3, valid_4).eq(0)]
         m.d.comb += [
             self.o.valid.eq(take),
-            self.o.payload.entry.eq(word),
+            self.o.payload.code.eq(code_4), self.o.payload.row.eq(row),
             self.o.payload.values.eq(column.values),
-            self.o.payload.first.eq(first),
         ]
         return m

@@ -249,8 +249,9 @@ def _widths_for(network: CompressedNetwork | QuantisedNetwork, overrides: dict) 
         fields["state_depth"] = 1
     widths = [matrix.code_bits for matrix in stored]
     code_bits = overrides.get("code_bits", max(widths, default=12))
-    # Wide codes leave at least 4 bits of index, direct weights 5.
-    entry_bits = code_bits + 5 if direct else max(8, code_bits + 4)
+    # Wide codes leave at least 4 bits of index, direct weights 5. Without pointers there is no flag.
+    entry_bits = (code_bits + 5 if direct else
+                  max(8, code_bits + 4) + (not overrides.get("pointers", True)))
     return fields | {"direct_weights": direct, "code_bits": code_bits,
                      "min_code_bits": min([code_bits, *widths]), "entry_bits": entry_bits}
 
@@ -338,7 +339,7 @@ class _Layout:
         self.matrices = [matrix for _, matrix in parts]
         self.packed = [packed for layer in network.layers for packed in self._pack(layer)]
         self.in_rows = config.rows(network.in_features)
-        rows = [packed.lengths.sum(axis=1, dtype=np.int64) for packed in self.packed]
+        rows = [np.array([len(words) for words in packed.entries]) for packed in self.packed]
         if not config.pointers:
             rows = [np.full_like(row, row.max()) for row in rows]
         # First entry of every matrix in every PE, and behind the last.
@@ -609,7 +610,7 @@ class _Writer:
         self._add(
             op=Op.SPMV, **self._span(packed.n_cols),
             base=self._ptr_base[matrix] if config.pointers else 0,
-            spmat=self._spmat_base[matrix], **self._weights(matrix),
+            spmat=self._spmat_base[matrix], height=packed.height, **self._weights(matrix),
             code_sel=packed.code_bits - config.min_code_bits, acc=acc[0], acc_odd=acc[1], **fields)
 
     def _weights(self, matrix: int) -> dict[str, int]:

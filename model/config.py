@@ -58,7 +58,8 @@ class EngineConfig:
     queue_depth
         Columns a PE may have waiting before the broadcast stalls (EIE chose 8).
     entry_bits
-        Width of a matrix entry: relative row index and code together.
+        Width of a matrix entry: relative row index and code together. A flag comes on top with
+        pointers.
     code_bits, min_code_bits
         Widest and narrowest code; a layer with ``k``-bit codes has ``entry_bits - k`` index bits.
     spmat_depth, ptr_depth
@@ -86,8 +87,8 @@ class EngineConfig:
     direct_weights
         Entries hold signed fixed-point weights of ``code_bits`` (ESE), not codes of a codebook.
     pointers
-        ``False``: columns have no pointers; the entries of a matrix are read in order, and every
-        activation is broadcast, zero or not.
+        ``False``: columns have no pointers; the entries of a matrix are read in order, each with
+        the rows skipped since the one before, and every activation is broadcast, zero or not.
     state_depth
         Words of the element-wise unit's state memory: one for each unit of the recurrent layers
         and, with several channels, each output of their projections. 0: the engine has no
@@ -179,8 +180,8 @@ class EngineConfig:
 
     @property
     def spmat_word_bits(self) -> int:
-        """An entry and its flag; 9 bits fill the block RAM of ECP5 and Gowin."""
-        return self.entry_bits + 1
+        """An entry, with pointers also its flag; 9 bits fill the block RAM of ECP5 and Gowin."""
+        return self.entry_bits + self.pointers
 
     @property
     def ptr_word_bits(self) -> int:
@@ -238,13 +239,14 @@ class EngineConfig:
     @property
     def marker_bits(self) -> int:
         """Width of what the columns of a matrix have in common: code width, codebook or alignment,
-        and where there are such, first accumulator and address of the entries."""
+        accumulators and, without pointers, rows and the address of the entries."""
         code_sel = max(1, (self.code_bits - self.min_code_bits).bit_length())
         weights = (self.weight_bits - self.code_bits if self.direct_weights
                    else self.codebooks - 1)
-        return (code_sel + max(1, weights.bit_length())
-                + (self.acc_addr_bits if self.recurrent else 0)
-                + (0 if self.pointers else self.spmat_addr_bits))
+        bits = code_sel + max(1, weights.bit_length())
+        if self.recurrent or not self.pointers:
+            bits += self.acc_addr_bits
+        return bits if self.pointers else bits + self.acc_addr_bits + 1 + self.spmat_addr_bits
 
     @property
     def marker_parts(self) -> int:
@@ -377,7 +379,7 @@ PRESETS: dict[str, EngineConfig] = {
                             shift_bits=2, input_lanes=4),
     # ESE's LSTM layer in the block RAM of the same device, all of which it takes: 10 % of the
     # weights, 4-bit codes, codebooks of 12 bits.
-    "ese-85f": EngineConfig(n_pes=64, queue_depth=9, spmat_depth=6144, ptr_depth=1,
+    "ese-85f": EngineConfig(n_pes=64, queue_depth=9, entry_bits=9, spmat_depth=6144, ptr_depth=1,
                             bias_depth=1024, act_depth=16, acc_depth=72, codebooks=3,
                             weight_bits=12, acc_bits=28, shift_bits=2, pointers=False,
                             state_depth=1024, peephole_depth=1024),

@@ -20,9 +20,10 @@ class PackedLayer:
     than ``2**index_bits - 1`` rows takes fillers: entries of code 0 with the largest z, each of
     which occupies one row itself. The flag marks the entry two places before the last of its
     column, so that a PE knows the end early enough to go on to the next column without a bubble.
-    A sequential matrix has its flag on the last entry of every column instead: its PE reads the
-    entries in order, without pointers. An entry of code 0 with the flag stands for a column without
-    entries, and its z for how many more such columns follow, which have no entry then.
+
+    A sequential matrix is read in order, without pointers, and its words have no flag: z goes on
+    from the end of a column to the beginning of the next. Columns are ``height`` rows high in every
+    PE. A last entry of code 0, which counts nowhere, lies in the first row behind the matrix.
 
     Parameters
     ----------
@@ -30,6 +31,8 @@ class PackedLayer:
         Size of the matrix, number of PEs.
     index_bits, code_bits
         Widths of z and of the code.
+    sequential
+        How it is packed.
     entries
         Per PE uint32: its words, columns in order, without gaps.
     lengths
@@ -43,9 +46,15 @@ class PackedLayer:
     n_pes: int
     index_bits: int
     code_bits: int
+    sequential: bool
     entries: list[NDArray[np.uint32]]
     lengths: NDArray[np.int32]
     fillers: NDArray[np.int32]
+
+    @property
+    def height(self) -> int:
+        """Rows of a PE."""
+        return -(-self.n_rows // self.n_pes)
 
 
 def pack_layer(col_ptr: NDArray[np.int64], row_idx: NDArray[np.int32],
@@ -82,38 +91,28 @@ def pack_layer(col_ptr: NDArray[np.int64], row_idx: NDArray[np.int32],
     fillers = np.zeros((n_pes, n_cols), dtype=np.int32)
     if not (len(row_idx) or sequential):
         empty = np.zeros(0, dtype=np.uint32)
-        return PackedLayer(n_rows, n_cols, n_pes, index_bits, code_bits, [empty] * n_pes,
-                           lengths, fillers)
+        return PackedLayer(n_rows, n_cols, n_pes, index_bits, code_bits, sequential,
+                           [empty] * n_pes, lengths, fillers)
 
     local, pe = np.divmod(row_idx.astype(np.int32, copy=False), np.int32(n_pes))
     pe = pe.astype(np.uint8)
     column = np.repeat(np.arange(n_cols, dtype=np.int32), np.diff(col_ptr))
-    key = pe
     if sequential:
-        key = pe * np.int64(n_cols) + column
-        empty, follow = _empty_runs(np.bincount(key, minlength=n_pes * n_cols) == 0, n_cols,
-                                    (1 << index_bits) - 1)
-        fillers.ravel()[empty] = 1
-        key = np.concatenate([key, empty])
-        pe = np.concatenate([pe, (empty // n_cols).astype(np.uint8)])
-        column = np.concatenate([column, (empty % n_cols).astype(np.int32)])
-        local = np.concatenate([local, follow.astype(local.dtype)])
-        code = np.concatenate([code, np.zeros(len(empty), code.dtype)])
+        pe = np.concatenate([pe, np.arange(n_pes, dtype=np.uint8)])
+        column = np.concatenate([column, np.full(n_pes, n_cols, dtype=np.int32)])
+        local = np.concatenate([local, np.zeros(n_pes, dtype=local.dtype)])
+        code = np.concatenate([code, np.zeros(n_pes, code.dtype)])
     # Entries come sorted by column and row. A stable sort by PE alone therefore sorts by PE, column
     # and row, and on 8-bit keys NumPy's stable sort is a radix sort.
-    order = np.argsort(key, kind="stable")
+    order = np.argsort(pe, kind="stable")
     local, pe, column, code = local[order], pe[order], column[order], code[order]
+    if sequential:
+        return _pack_in_order(column * np.int64(-(-n_rows // n_pes)) + local, pe, code, n_rows,
+                              n_cols, n_pes, index_bits, code_bits)
 
     first = np.ones(len(pe), dtype=bool)
     first[1:] = (column[1:] != column[:-1]) | (pe[1:] != pe[:-1])
-    skip = local.copy()
-    skip[1:] -= np.where(first[1:], 0, local[:-1] + 1)
-    filled = skip >> index_bits
-
-    place = np.arange(len(pe)) + np.cumsum(filled)
-    z_max = (1 << index_bits) - 1
-    words = np.full(int(place[-1]) + 1, z_max << code_bits, dtype=np.uint32)
-    words[place] = (skip & z_max) << code_bits | code
+    place, words = _words(local, first, code, index_bits, code_bits)
 
     # A run of one PE and one column ends where the next begins.
     start = np.flatnonzero(first)
@@ -123,44 +122,70 @@ def pack_layer(col_ptr: NDArray[np.int64], row_idx: NDArray[np.int32],
     run = pe[start], column[start]
     lengths[run] = length
     fillers[run] += length - count
-    flagged = end if sequential else end[length >= 3] - 2
-    words[flagged] |= np.uint32(1 << (index_bits + code_bits))
+    words[end[length >= 3] - 2] |= np.uint32(1 << (index_bits + code_bits))
 
     entries = np.split(words, np.cumsum(lengths.sum(axis=1, dtype=np.int64))[:-1])
-    return PackedLayer(n_rows, n_cols, n_pes, index_bits, code_bits, entries, lengths, fillers)
+    return PackedLayer(n_rows, n_cols, n_pes, index_bits, code_bits, False, entries, lengths,
+                       fillers)
 
 
-def _empty_runs(empty: NDArray[np.bool_], n_cols: int, longest: int
-                ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Empty columns that get an entry, and how many more each stands for, at most `longest`.
+def _words(position: NDArray, first: NDArray[np.bool_], code: NDArray, index_bits: int,
+           code_bits: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+    """Entries at rising positions and the fillers between them: their places, and all words.
 
-    `empty` has a flag for every column of every PE, PE by PE.
+    A skip is counted from the entry before, and from position 0 where `first`.
     """
-    places = np.flatnonzero(empty)
-    begins = np.ones(len(places), dtype=bool)
-    begins[1:] = (np.diff(places) != 1) | (places[1:] % n_cols == 0)
-    start = np.flatnonzero(begins)
-    size = np.diff(start, append=len(places))
-    # How far into its run a column is; every (longest + 1)-th begins anew.
-    depth = np.arange(len(places)) - np.repeat(start, size)
-    heads = depth % (longest + 1) == 0
-    left = np.repeat(size, size) - depth - 1
-    return places[heads], np.minimum(left[heads], longest)
+    skip = position.copy()
+    skip[1:] -= np.where(first[1:], 0, position[:-1] + 1)
+    place = np.arange(len(position)) + np.cumsum(skip >> index_bits)
+    z_max = (1 << index_bits) - 1
+    words = np.full(int(place[-1]) + 1, z_max << code_bits, dtype=np.uint32)
+    words[place] = (skip & z_max) << code_bits | code
+    return place, words
+
+
+def _pack_in_order(position: NDArray[np.int64], pe: NDArray[np.uint8], code: NDArray, n_rows: int,
+                   n_cols: int, n_pes: int, index_bits: int, code_bits: int) -> PackedLayer:
+    """A sequential matrix of entries at these positions, the last one of every PE behind it."""
+    first = np.ones(len(pe), dtype=bool)
+    first[1:] = pe[1:] != pe[:-1]
+    place, words = _words(position, first, code, index_bits, code_bits)
+    ends = place[np.append(first[1:], True)]
+    count = np.diff(ends, prepend=-1)
+    packed = PackedLayer(n_rows, n_cols, n_pes, index_bits, code_bits, True,
+                         np.split(words, ends[:-1] + 1), *np.zeros((2, n_pes, n_cols), np.int32))
+    inside = np.ones(len(words), dtype=bool)
+    inside[ends] = False
+    cell = (np.repeat(np.arange(n_pes), count) * n_cols
+            + _positions(words, count, packed) // packed.height)[inside]
+    filler = (words[inside] & ((1 << code_bits) - 1)) == 0
+    for counts, cells in ((packed.lengths, cell), (packed.fillers, cell[filler])):
+        counts.ravel()[:] = np.bincount(cells, minlength=n_pes * n_cols)
+    return packed
+
+
+def _positions(words: NDArray, runs: NDArray[np.int64], packed: PackedLayer) -> NDArray[np.int64]:
+    """Where entries are, counted from the beginning of their run of so many words."""
+    # Every entry moves on by its skip and by the row it occupies; each run starts from -1.
+    z = words.astype(np.int64) >> packed.code_bits & ((1 << packed.index_bits) - 1)
+    moved = np.cumsum(z + 1)
+    before = np.concatenate([[0], moved])[np.cumsum(runs) - runs]
+    return moved - np.repeat(before, runs) - 1
 
 
 def unpack_layer(packed: PackedLayer) -> tuple[NDArray[np.int64], NDArray[np.int32],
                                                NDArray[np.unsignedinteger]]:
     """The inverse of `pack_layer`: ``(col_ptr, row_idx, code)``, codes above 8 bits in uint16."""
-    words = np.concatenate(packed.entries).astype(np.int64)
-    length = packed.lengths.ravel().astype(np.int64)
+    words = np.concatenate(packed.entries)
     code = words & ((1 << packed.code_bits) - 1)
-    z = words >> packed.code_bits & ((1 << packed.index_bits) - 1)
-
-    # Every entry moves on by its skip and by the row it occupies; each run starts from -1.
-    moved = np.cumsum(z + 1)
-    before = np.concatenate([[0], moved])[np.cumsum(length) - length]
-    local = moved - np.repeat(before, length) - 1
-    pe, column = np.divmod(np.repeat(np.arange(len(length)), length), packed.n_cols)
+    if packed.sequential:
+        runs = np.array([len(entries) for entries in packed.entries])
+        pe = np.repeat(np.arange(packed.n_pes), runs)
+        column, local = np.divmod(_positions(words, runs, packed), packed.height)
+    else:
+        runs = packed.lengths.ravel().astype(np.int64)
+        local = _positions(words, runs, packed)
+        pe, column = np.divmod(np.repeat(np.arange(len(runs)), runs), packed.n_cols)
 
     weight = np.flatnonzero(code)
     row = local[weight] * packed.n_pes + pe[weight]

@@ -49,7 +49,8 @@ def instruction_fields(config: EngineConfig) -> dict[str, int]:
     where weights are stored directly ``align`` (zeros below a weight), ``code_sel`` (code width
     minus ``min_code_bits``), ``shift`` (minus ``shift_base + bias_guard``), ``relu``.
 
-    Without pointers: ``spmat`` (SPMV: address of the matrix in every PE).
+    Without pointers: ``spmat`` (SPMV: address of the matrix in every PE), ``height`` (its rows in
+    every PE).
 
     Recurrent engines: ``acc`` and ``acc_odd`` (first accumulator of SPMV and CELL, in passes
     of even and odd number), ``first`` (execute only in the first pass after accumulators were
@@ -80,7 +81,7 @@ def instruction_fields(config: EngineConfig) -> dict[str, int]:
         "relu": 1,
     }
     if not config.pointers:
-        fields["spmat"] = config.spmat_addr_bits
+        fields |= {"spmat": config.spmat_addr_bits, "height": config.acc_depth.bit_length()}
     if config.recurrent:
         fields |= {
             "acc": config.acc_addr_bits, "acc_odd": config.acc_addr_bits,

@@ -41,7 +41,7 @@ _FENCE = MULTIPLY_LATENCY + 2
 #: From the element-wise unit giving a result to the register behind the queue offering it.
 _RESULT_QUEUE = 3
 #: Cycles to fill the empty matrix read of an engine without pointers.
-_JUMP = 3
+_JUMP = 5
 # What else than a column's entries is in a queue; a column without entries comes to PEs that look
 # nothing up.
 _FENCE_HERE, _NO_ENTRY, _PART, _MARK = 0, -1, -2, -3
@@ -168,7 +168,8 @@ def _instructions_of_pass(image: Image) -> list[dict[str, int]]:
 def _matrix_numbers(image: Image, instructions: list[dict[str, int]]) -> list[int]:
     """Matrices that instructions multiply, by where they lie; -1 where there is none."""
     pointers = image.config.pointers
-    sizes = [table.in_features if pointers else int(table.lengths.sum(axis=1).max())
+    # Without pointers, one more entry ends a matrix.
+    sizes = [table.in_features if pointers else int(table.lengths.sum(axis=1).max()) + 1
              for table in image.layers]
     places = np.cumsum([0, *sizes[:-1]]).tolist()
     field = "base" if pointers else "spmat"
