@@ -187,7 +187,7 @@ class SpMatStream(SpMatRead):
     tells by itself whether the entry is in the column at the head of the queue or in a later one.
     The entry behind the last column waits there until the next marker discards it.
 
-    Latency: 0 cycles from a column at the head of the queue to its first entry; after a marker 5.
+    Latency: 0 cycles from a column at the head of the queue to its first entry; after a marker 4.
     Throughput: 1 entry per cycle; a column without entries takes a cycle. Parameters, members and
     errors are those of `SpMatRead`.
     """
@@ -212,32 +212,28 @@ class SpMatStream(SpMatRead):
             m.d.sync += drop.eq(marker.drop)
 
         # Stage 0 has the address that is being read, stage 1 waits for the memory, stage 2 holds
-        # its word, stage 3 what is added to the row of the entry before, within the column and
-        # into the next one; stage 4 the entry that is next.
+        # its word, stage 3 the entry that is next.
         addr = Signal(config.spmat_addr_bits, reset_less=True)
         word = Signal(config.spmat_word_bits, reset_less=True)
-        valid_1, valid_2, valid_3, valid_4 = (Signal(name=f"valid_{k}") for k in range(1, 5))
+        valid_1, valid_2, valid_3 = (Signal(name=f"valid_{k}") for k in range(1, 4))
         code, index = split_entry(m, config, word, self.o.payload.route.code_sel)
-        code_3, code_4 = (Signal.like(code, reset_less=True, name=f"code_{k}") for k in (3, 4))
-        index_3 = Signal.like(index, reset_less=True)
+        next_code = Signal.like(code, reset_less=True)
         # Rows are counted back from the end of the column: one that is not negative is in a later
         # column.
         row = Signal(signed(max(config.acc_addr_bits, len(index)) + 1), reset_less=True)
-        into_3 = Signal.like(row)
         opened = Signal()  # the column at the head has been
 
         take, pass_by, load = Signal(), Signal(), Signal()
         within, beyond = Signal.like(row), Signal.like(row)
         later, crosses = ~row[-1], Signal()
-        ready_3 = ~valid_3 | load
-        ready_2 = ~valid_2 | ready_3
+        ready_2 = ~valid_2 | load
         ready_1 = ~valid_1 | ready_2
-        here = self.i.valid & is_column & valid_4 & go
+        here = self.i.valid & is_column & valid_3 & go
         m.d.comb += [
-            within.eq(row + index_3 + 1), beyond.eq(row + Mux(later, drop, into_3)),
+            within.eq(row + index + 1), beyond.eq(Mux(later, row, within) + drop),
             crosses.eq(~within[-1]),
             take.eq(here & ~later), pass_by.eq(here & later),
-            load.eq(valid_3 & (take | ~valid_4)),
+            load.eq(valid_2 & (take | ~valid_3)),
             self.i.ready.eq((go & ~is_column) | pass_by | (load & crosses & opened)),
             read.addr.eq(addr), read.en.eq(ready_1),
         ]
@@ -245,21 +241,18 @@ class SpMatStream(SpMatRead):
             m.d.sync += [valid_1.eq(1), addr.eq(addr + 1)]
         with m.If(ready_2):
             m.d.sync += [valid_2.eq(valid_1), word.eq(read.data)]
-        with m.If(ready_3):
-            m.d.sync += [valid_3.eq(valid_2), code_3.eq(code), index_3.eq(index),
-                         into_3.eq(index + 1 + drop)]
-        with m.If(take | ~valid_4):
-            m.d.sync += [valid_4.eq(valid_3), code_4.eq(code_3)]
+        with m.If(take | ~valid_3):
+            m.d.sync += [valid_3.eq(valid_2), next_code.eq(code)]
         with m.If(load):
             m.d.sync += [row.eq(Mux(crosses, beyond, within)), opened.eq(1)]
         with m.Elif(pass_by):
             m.d.sync += row.eq(beyond)
         with m.If(jump):
             m.d.sync += [addr.eq(marker.spmat), row.eq(-1), opened.eq(0),
-                         Cat(valid_1, valid_2, valid_3, valid_4).eq(0)]
+                         Cat(valid_1, valid_2, valid_3).eq(0)]
         m.d.comb += [
             self.o.valid.eq(take),
-            self.o.payload.code.eq(code_4), self.o.payload.row.eq(row),
+            self.o.payload.code.eq(next_code), self.o.payload.row.eq(row),
             self.o.payload.values.eq(column.values),
         ]
         return m

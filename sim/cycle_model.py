@@ -41,7 +41,7 @@ _FENCE = MULTIPLY_LATENCY + 2
 #: From the element-wise unit giving a result to the register behind the queue offering it.
 _RESULT_QUEUE = 3
 #: Cycles to fill the empty matrix read of an engine without pointers.
-_JUMP = 5
+_JUMP = 4
 # What else than a column's entries is in a queue; a column without entries comes to PEs that look
 # nothing up.
 _FENCE_HERE, _NO_ENTRY, _PART, _MARK = 0, -1, -2, -3

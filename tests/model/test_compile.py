@@ -100,27 +100,27 @@ class Machine:
         """An SPMV with these activations."""
         config = self.config
         acc = fields.get("acc_odd" if self.passes % 2 else "acc", 0)
-        place = [fields.get("spmat")] * config.n_pes
-        empty = [0] * config.n_pes  # columns to come that have no entry
-        for j, values in enumerate(elements):
-            for pe in range(config.n_pes):
-                if not config.pointers:
-                    if empty[pe]:
-                        empty[pe] -= 1
-                        continue
-                    k = config.min_code_bits + fields["code_sel"]
-                    word = int(self.image.spmat[pe][place[pe]])
-                    if word >> config.entry_bits and not word & ((1 << k) - 1):
-                        empty[pe] = word >> k & ((1 << (config.entry_bits - k)) - 1)
-                        place[pe] += 1
-                        self.entries += 1
-                        continue
-                    row, flag = acc - 1, 0
-                    while not flag:
-                        row, flag = self.entry(pe, place[pe], row, values, fields)
-                        place[pe] += 1
-                elif values.any():
-                    self.column(pe, fields["base"] + j, values, fields, acc)
+        if config.pointers:
+            for j, values in enumerate(elements):
+                for pe in range(config.n_pes):
+                    if values.any():
+                        self.column(pe, fields["base"] + j, values, fields, acc)
+            return
+        k, elements = config.min_code_bits + fields["code_sel"], list(elements)
+        for pe in range(config.n_pes):
+            place, row = fields["spmat"], -1
+            for values in elements:
+                # Rows of this column are 0 to height - 1.
+                while True:
+                    skip = int(self.image.spmat[pe][place]) >> k
+                    if row + 1 + skip >= fields["height"]:
+                        row -= fields["height"]
+                        break
+                    row = self.entry(pe, place, acc + row, values, fields)[0] - acc
+                    place += 1
+            # Where the next column would begin is an entry that counts nowhere.
+            word = int(self.image.spmat[pe][place])
+            assert (row + 1 + (word >> k), word & ((1 << k) - 1)) == (0, 0)
 
     def span(self, fields, base):
         """PEs and rows of a region, in the order of its elements."""
@@ -761,8 +761,8 @@ def test_sequential_matrices_start_at_equal_addresses():
     begin = 0
     for number, table in enumerate(image.layers):
         assert starts[number] == begin
-        assert table.lengths[:, 0].min() >= 1
-        begin += int(table.lengths.sum(axis=1).max())
+        # An entry behind the last column ends it.
+        begin += int(table.lengths.sum(axis=1).max()) + 1
     assert config.spmat_depth == begin
     assert image.entries < sum(len(words) for words in image.spmat)
 

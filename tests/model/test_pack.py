@@ -24,35 +24,41 @@ def pack(codes, n_pes, index_bits=4, code_bits=4, sequential=False):
 def walk(codes, pe, n_pes, index_bits, code_bits, sequential):
     """Words, lengths and fillers of one PE, one row at a time."""
     z_max = (1 << index_bits) - 1
-    words, lengths, fillers, run = [], [], [], None
+    words, lengths, fillers, zeros = [], [], [], 0
+    height = -(-len(codes) // n_pes)
+
+    def filler():
+        lengths[-1] += 1
+        fillers[-1] += 1
+        return z_max << code_bits
+
     for column in np.asarray(codes).T:
-        entries, zeros = [], 0
-        for code in column[pe::n_pes].tolist():
+        lengths.append(0)
+        fillers.append(0)
+        own, entries = column[pe::n_pes].tolist(), []
+        if sequential:
+            # Every PE's columns are equally high, and the zeros of one go on in the next.
+            own += [0] * (height - len(own))
+        else:
+            zeros = 0
+        for code in own:
             if code:
                 # Zeros before a weight: as many fillers as needed, each standing for z_max + 1.
-                while zeros > z_max:
-                    entries.append(z_max << code_bits)
+                while not sequential and zeros > z_max:
+                    entries.append(filler())
                     zeros -= z_max + 1
                 entries.append(zeros << code_bits | code)
+                lengths[-1] += 1
+                zeros = 0
+            elif sequential and zeros == z_max:
+                entries.append(filler())
                 zeros = 0
             else:
                 zeros += 1
-        lengths.append(len(entries))
-        fillers.append(sum(not entry & ((1 << code_bits) - 1) for entry in entries))
-        if sequential and entries:
-            entries[-1] |= 1 << (index_bits + code_bits)
-            run = None
-        elif sequential and (run is None or run == z_max):
-            # An empty column; its entry's z grows with each that follows.
-            lengths[-1] = fillers[-1] = 1
-            entries, run = [1 << (index_bits + code_bits)], 0
-        elif sequential:
-            run += 1
-            words[-1] += 1 << code_bits
-        elif len(entries) >= 3:
+        if len(entries) >= 3 and not sequential:
             entries[-3] |= 1 << (index_bits + code_bits)
         words += entries
-    return words, lengths, fillers
+    return words + [zeros << code_bits] * sequential, lengths, fillers
 
 
 def check(codes, n_pes, index_bits=4, code_bits=4, sequential=False):
@@ -142,25 +148,29 @@ def test_empty_column_row_and_pe():
     assert packed.lengths[:, [0, 3, 5]].sum() == 0
 
 
-def test_sequential_columns_end_with_a_flag_and_empty_ones_share_an_entry():
+def test_sequential_entries_go_on_in_the_next_column():
     codes = np.array([[1, 0, 2], [3, 0, 0], [0, 0, 4]])
     packed = check(codes, 2, sequential=True)
-    flag, skip = 1 << 8, 1 << 4
-    assert [words.tolist() for words in packed.entries] == [
-        [flag | 1, flag, 2, flag | 4], [flag | 3, flag | skip]]
-    assert packed.lengths.tolist() == [[1, 1, 2], [1, 1, 0]]
-    assert packed.fillers.tolist() == [[0, 1, 0], [0, 1, 0]]
-    # Sixteen empty columns are one entry, and more than that another; never over two PEs.
-    codes = np.zeros((2, 40), np.uint8)
-    codes[0, 20] = 7
-    packed = check(codes, 2, sequential=True)
-    assert [words.tolist() for words in packed.entries] == [
-        [flag | 0xF0, flag | 0x30, flag | 7, flag | 0xF0, flag | 0x20],
-        [flag | 0xF0, flag | 0xF0, flag | 0x70]]
-    # Fillers of a long gap and of an empty column.
-    codes = np.zeros((20, 2), np.uint8)
+    assert packed.height == 2
+    # PE 0 has rows 0 and 2 of every column, PE 1 row 1 and one that is not there. The last entry is
+    # the first row behind the matrix.
+    assert [words.tolist() for words in packed.entries] == [[1, 0x32, 4, 0], [3, 0x50]]
+    assert packed.lengths.tolist() == [[1, 0, 2], [1, 0, 0]]
+    assert packed.fillers.sum() == 0
+    # Fillers lie in the columns that they reach.
+    codes = np.zeros((20, 3), np.uint8)
     codes[17, 1] = 5
-    assert check(codes, 1, sequential=True).entries[0].tolist() == [flag, 0xF0, flag | skip | 5]
+    packed = check(codes, 1, sequential=True)
+    assert packed.entries[0].tolist() == [0xF0, 0xF0, 0x55, 0xF0, 0x60]
+    assert packed.lengths.tolist() == [[1, 2, 1]]
+    assert packed.fillers.tolist() == [[1, 1, 1]]
+
+
+@pytest.mark.parametrize(("positions", "fillers"), [(15, 0), (16, 1), (31, 1), (32, 2)])
+def test_what_ends_a_sequential_matrix_may_take_fillers(positions, fillers):
+    packed = check(np.zeros((1, positions), np.uint8), 1, sequential=True)
+    assert packed.entries[0].tolist() == [0xF0] * fillers + [positions % 16 << 4]
+    assert packed.lengths.sum() == packed.fillers.sum() == fillers
 
 
 @pytest.mark.parametrize("sequential", [False, True])
