@@ -29,35 +29,31 @@ class Activation(wiring.Component):
 
     Latency: ``LATENCY`` = 9 cycles. Throughput: 1 per cycle; free-running.
 
-    Resources: a memory of 512 words, whose two ports serve as many units, and a multiplier each.
+    Resources: one memory of 512 words, one multiplier.
 
     Parameters
     ----------
     act_bits
         Width of pre-activations and results, 8 to 18.
-    units
-        Functions computed side by side, 1 or 2.
 
     Members
     -------
-    x : ``In(signed(act_bits)).array(units)``
-    mode : ``In(1).array(units)``
+    x : ``In(signed(act_bits))``
+    mode : ``In(1)``
         0 sigmoid, 1 tanh.
-    y : ``Out(signed(act_bits)).array(units)``
+    y : ``Out(signed(act_bits))``
 
     Raises
     ------
     ValueError
-        A width or a number of units out of range.
+        A width out of range.
     """
 
     LATENCY = 9
 
-    def __init__(self, act_bits: int, units: int = 1):
+    def __init__(self, act_bits: int):
         if not isinstance(act_bits, int) or not 8 <= act_bits <= 18:
             raise ValueError(f"act_bits must be an integer from 8 to 18, not {act_bits!r}")
-        if units not in (1, 2):
-            raise ValueError(f"units must be 1 or 2, the ports of a block RAM, not {units!r}")
         self._act_bits = act_bits
         values, steps = (column.tolist() for column in activation_table(act_bits))
         self._word = data.StructLayout({
@@ -67,29 +63,22 @@ class Activation(wiring.Component):
             init=[{"value": value, "step": step}
                   for value, step in zip(values, steps, strict=True)])
         super().__init__({
-            "x": In(signed(act_bits)).array(units), "mode": In(1).array(units),
-            "y": Out(signed(act_bits)).array(units),
+            "x": In(signed(act_bits)), "mode": In(1), "y": Out(signed(act_bits)),
         })
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.table = table = memory.Memory(self.table)
-        for k, (x, mode, y) in enumerate(zip(self.x, self.mode, self.y, strict=True)):
-            part = Module()
-            self._unit(part, table.read_port(), x, mode, y)
-            m.submodules[f"unit_{k}"] = part
-        return m
-
-    def _unit(self, m: Module, read: memory.ReadPort, x: Value, mode: Value, y: Value) -> None:
         bits, one = self._act_bits, unit_frac(self._act_bits)
         _, rest = table_split(bits)
-        negative = delayed(m, x[-1], self.LATENCY - 1, "negative")
-        mode = delayed(m, mode, self.LATENCY - 1, "mode")
+        m.submodules.table = table = memory.Memory(self.table)
+        read = table.read_port()
+        negative = delayed(m, self.x[-1], self.LATENCY - 1, "negative")
+        mode = delayed(m, self.mode, self.LATENCY - 1, "mode")
 
         # Stage 1: magnitude. Stage 2: that of tanh is doubled; both end at the table's last place.
         magnitude = Signal(bits, reset_less=True)
         place = Signal(one, reset_less=True)
-        m.d.sync += magnitude.eq(Mux(x < 0, -x, x))
+        m.d.sync += magnitude.eq(Mux(self.x < 0, -self.x, self.x))
         beyond = magnitude[one] | (mode[1] & magnitude[one - 1])
         m.d.sync += place.eq(
             Mux(beyond, ~0, Mux(mode[1], magnitude << 1, magnitude)))
@@ -115,6 +104,7 @@ class Activation(wiring.Component):
         # Stage 9: the sign, and for sigmoid from -1 .. 1 to 0 .. 1. Adding 1 inverts the sign bit.
         both = Signal(signed(bits))
         m.d.comb += both.eq(Mux(negative[8], -size, size))
-        result = Signal.like(y, reset_less=True)
-        m.d.sync += result.eq(Mux(mode[8], both, Cat(both[1:one], ~both[one])))
-        m.d.comb += y.eq(result)
+        y = Signal.like(self.y, reset_less=True)
+        m.d.sync += y.eq(Mux(mode[8], both, Cat(both[1:one], ~both[one])))
+        m.d.comb += self.y.eq(y)
+        return m

@@ -1,8 +1,5 @@
 """Element-wise unit: what a recurrent cell computes of its gates (ESE, section 5.2)."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
-
 from amaranth import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
@@ -227,16 +224,11 @@ class ElementWise(wiring.Component):
             m.d.comb += [multiplier.a.eq(a), multiplier.b.eq(b)]
             return multiplier.p
 
-        def functions(units: int, mode: int, part: str) -> Iterator[Callable[[Value], Value]]:
-            """As many sigmoids or tanhs that share a table."""
-            shared = Activation(bits, units)
-            m.submodules[name(part)] = shared
-
-            def function(k: int, x: Value) -> Value:
-                m.d.comb += [shared.x[k].eq(x), shared.mode[k].eq(mode)]
-                return shared.y[k]
-
-            return (partial(function, k) for k in range(units))
+        def function(x: Value, mode: Value, part: str) -> Value:
+            unit = Activation(bits)
+            m.submodules[name(part)] = unit
+            m.d.comb += [unit.x.eq(x), unit.mode.eq(mode)]
+            return unit.y
 
         def with_peephole(line: list[Value], at: int, weight: Value, cell: Value, part: str
                           ) -> Value:
@@ -268,9 +260,9 @@ class ElementWise(wiring.Component):
         else:
             gate_0 = delayed(m, a_0, _GATES, name("first"))[-1]
             gate_1 = delayed(m, a_1, _GATES, name("second"))[-1]
-        (sigmoid_i, sigmoid_f), [sigmoid_o] = functions(2, 0, "sigmoid"), functions(1, 0, "sigmoid_o")
-        tanh_g, tanh_c = functions(2, 1, "tanh")
-        i, f, g = sigmoid_i(gate_0), sigmoid_f(gate_1), tanh_g(third[_GATES])
+        i = function(gate_0, Const(0), "sigmoid_i")
+        f = function(gate_1, Const(0), "sigmoid_f")
+        g = function(third[_GATES], Const(1), "tanh_g")
 
         # LSTM: f c + i g. GRU: r (state's part of n) + (input's part of n).
         p_1 = multiply(i, Mux(gru, third[_FIRST], g), bits, bits, "input_product")
@@ -290,13 +282,13 @@ class ElementWise(wiring.Component):
         is_tanh = self.cell == Cell.TANH
         x = Mux(lstm, delayed(m, squashed, wait - 3, name("squash"))[-1],
                 Mux(is_tanh, late[_LAST_GATE], delayed(m, new, wait, name("candidate"))[-1]))
-        second = tanh_c(x)
+        second = function(x, Const(1), "tanh_c")
         if peep:
             weight = delayed(m, peep[2], _CELL - _STATE, name("o_weight"))[-1]
             gate_3 = with_peephole(late, _CELL, weight, new, name("o"))
         else:
             gate_3 = late[_LAST_GATE]
-        o = sigmoid_o(gate_3)
+        o = function(gate_3, Const(0), "sigmoid_o")
 
         # LSTM: o tanh(c). GRU: n + z (h - n).
         z = delayed(m, f, _SECOND - _FIRST, name("z"))[-1]

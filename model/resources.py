@@ -133,9 +133,9 @@ def _elementwise_memories(config: EngineConfig) -> list[EngineMemory]:
             "results of idle channels", 1, config.state_depth, channels * bits, channels))
     if config.peephole_depth:
         memories.append(EngineMemory("peepholes", 1, config.peephole_depth, 3 * bits))
-    # Sigmoids of i and f, of o, and tanh of g and c; and the queue of results, each with whether it is
+    # Sigmoids of i, f and o, tanh of g and c; and the queue of results, each with whether it is
     # zero, a power of 2 of which one stands in a register.
-    return [*memories, EngineMemory("sigmoid and tanh", 3 * channels, len(values), word),
+    return [*memories, EngineMemory("sigmoid and tanh", 5 * channels, len(values), word),
             EngineMemory("queue of results", 1, config.results_depth - 1,
                          channels * bits + 1)]
 

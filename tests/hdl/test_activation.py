@@ -12,22 +12,19 @@ from openese.hdl.activation import Activation
 from openese.model import elementwise
 
 
-def run(act_bits: int, x: np.ndarray, mode: np.ndarray, units: int = 1) -> np.ndarray:
-    """The results of `Activation`, one input per cycle and unit, each ``LATENCY`` cycles after its
-    input. Inputs go to the units in turn."""
-    dut = Activation(act_bits, units)
+def run(act_bits: int, x: np.ndarray, mode: np.ndarray) -> np.ndarray:
+    """The results of `Activation`, one input per cycle, each ``LATENCY`` cycles after its input."""
+    dut = Activation(act_bits)
     found = []
-    x, mode = (np.append(values, np.zeros(-len(x) % units, int)).reshape(-1, units).tolist()
-               for values in (x, mode))
+    x, mode = x.tolist(), mode.tolist()
 
     async def testbench(ctx):
         for cycle in range(len(x) + dut.LATENCY):
-            for k in range(units):
-                if cycle < len(x):
-                    ctx.set(dut.x[k], x[cycle][k])
-                    ctx.set(dut.mode[k], mode[cycle][k])
-                if cycle >= dut.LATENCY:
-                    found.append(ctx.get(dut.y[k]))
+            if cycle < len(x):
+                ctx.set(dut.x, x[cycle])
+                ctx.set(dut.mode, mode[cycle])
+            if cycle >= dut.LATENCY:
+                found.append(ctx.get(dut.y))
             await ctx.tick()
 
     sim = Simulator(dut)
@@ -56,8 +53,7 @@ def every_input(act_bits: int, step: int = 1) -> tuple[np.ndarray, np.ndarray]:
     (8, 1), (9, 1), (10, 1), (11, 1), (12, 1), (16, 1), (17, 37), (18, 61)])
 def test_every_input_in_both_modes(act_bits, step):
     x, mode = every_input(act_bits, step)
-    # Side by side from one table, too.
-    found = run(act_bits, x, mode, units=2 if act_bits == 16 else 1)[:x.size]
+    found = run(act_bits, x, mode)
     wrong = np.flatnonzero(found != expected(act_bits, x, mode))
     assert wrong.size == 0, list(zip(x[wrong[:5]], mode[wrong[:5]], found[wrong[:5]], strict=True))
 
@@ -79,10 +75,3 @@ def test_widths_are_checked(act_bits):
     message = f"act_bits must be an integer from 8 to 18, not {act_bits!r}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Activation(act_bits)
-
-
-@pytest.mark.parametrize("units", [0, 3, "1"])
-def test_units_are_checked(units):
-    message = f"units must be 1 or 2, the ports of a block RAM, not {units!r}"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        Activation(16, units)
