@@ -103,10 +103,11 @@ class Cells(wiring.Component):
         config = self._config
         m.submodules.units = units = Units(config)
         m.submodules.elementwise = elementwise = self.elementwise
-        # The queue is block RAM, whose word goes nowhere but to a register; so whether a result is
-        # zero is found out in front of it.
+        # With several channels the queue is block RAM, whose word goes nowhere but to a register;
+        # so whether a result is zero is found out in front of it. One channel's fits LUT RAM.
         layout = data.StructLayout({"values": values_layout(config), "nonzero": 1})
-        m.submodules.queue = queue = fifo.SyncFIFOBuffered(
+        queue_type = fifo.SyncFIFOBuffered if config.results_in_block_ram else fifo.SyncFIFO
+        m.submodules.queue = queue = queue_type(
             width=Shape.cast(layout).width, depth=config.results_depth)
         m.submodules.head = head = Skid(layout)
         results = head.o

@@ -345,6 +345,11 @@ class EngineConfig:
         return 1 << (2 * self.token_period + 63).bit_length()
 
     @property
+    def results_in_block_ram(self) -> bool:
+        """Where results wait: those of one channel do not need block RAM."""
+        return self.channels > 1
+
+    @property
     def signature(self) -> int:
         """32-bit fingerprint; the host compares it with the engine's before loading a model."""
         text = ",".join(f"{k}={v}" for k, v in sorted(asdict(self).items()))

@@ -11,7 +11,7 @@ import numpy as np
 from openese.model.compile import Image
 from openese.model.config import LUT_RAM_WORDS, EngineConfig
 from openese.model.elementwise import activation_table, unit_frac
-from openese.model.program import instruction_bits, instruction_fields
+from openese.model.program import instruction_bits
 
 __all__ = ["DEVICES", "EngineMemory", "block_rams", "engine_memories", "engine_report",
            "format_engine_report"]
@@ -88,10 +88,9 @@ def block_rams(words: int, width: int) -> int:
 def engine_memories(config: EngineConfig) -> list[EngineMemory]:
     """All memories of an engine, in the order of their path through it."""
     pes, channels, bits = config.n_pes, config.channels, config.act_bits
-    fields = instruction_fields(config)
-    route = sum(fields.get(name, 0) for name in ("codebook", "align", "code_sel", "acc"))
-    start = config.ptr_word_bits if config.pointers else config.spmat_addr_bits + 1
-    column = channels * bits + route + start + config.recurrent
+    # With recurrent layers a tag tells columns from markers and fences.
+    column = (channels * bits + (config.ptr_word_bits if config.pointers else 0)
+              + 2 * config.recurrent)
 
     memories = [
         EngineMemory("matrix words", pes, config.spmat_depth, config.spmat_word_bits)]
@@ -104,8 +103,7 @@ def engine_memories(config: EngineConfig) -> list[EngineMemory]:
     memories += [
         EngineMemory("biases", config.bias_lanes, config.bias_depth, config.bias_bits,
                      lookup=config.bias_depth <= LUT_RAM_WORDS),
-        # Each activation knows whether it is zero.
-        EngineMemory("activations", pes, config.act_depth, channels * (bits + 1), channels),
+        _activations(config),
         EngineMemory("accumulators", pes * channels, config.acc_depth, config.acc_bits,
                      lookup=config.acc_depth <= LUT_RAM_WORDS),
         EngineMemory("activation queues", pes, config.queue_capacity, column, lookup=True),
@@ -114,6 +112,17 @@ def engine_memories(config: EngineConfig) -> list[EngineMemory]:
     if config.recurrent:
         memories += _elementwise_memories(config)
     return memories
+
+
+def _activations(config: EngineConfig) -> EngineMemory:
+    if config.central_acts:
+        groups = config.n_pes // config.input_lanes
+        return EngineMemory("activations", config.input_lanes,
+                            config.act_depth << (groups - 1).bit_length(),
+                            config.channels * config.act_bits, config.channels)
+    # Each activation knows whether it is zero.
+    return EngineMemory("activations", config.n_pes, config.act_depth,
+                        config.channels * (config.act_bits + 1), config.channels)
 
 
 def _elementwise_memories(config: EngineConfig) -> list[EngineMemory]:
@@ -136,8 +145,9 @@ def _elementwise_memories(config: EngineConfig) -> list[EngineMemory]:
     # Sigmoids of i, f and o, tanh of g and c; and the queue of results, each with whether it is
     # zero, a power of 2 of which one stands in a register.
     return [*memories, EngineMemory("sigmoid and tanh", 5 * channels, len(values), word),
-            EngineMemory("queue of results", 1, config.results_depth - 1,
-                         channels * bits + 1)]
+            EngineMemory("queue of results", 1,
+                         config.results_depth - config.results_in_block_ram, channels * bits + 1,
+                         lookup=not config.results_in_block_ram)]
 
 
 def engine_report(image: Image, device: str = "LFE5U-85F") -> dict:

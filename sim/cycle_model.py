@@ -38,8 +38,9 @@ __all__ = ["CyclePrediction", "LayerCycles", "predict_cycles"]
 _ENTRY_TO_WRITTEN = DECODE_LATENCY + MULTIPLY_LATENCY + ACC_LATENCY - 1
 #: From a PE taking a fence from its queue to its signal falling.
 _FENCE = MULTIPLY_LATENCY + 2
-#: From the element-wise unit giving a result to the register behind the queue offering it.
-_RESULT_QUEUE = 3
+#: From the element-wise unit giving a result to the register behind the queue offering it, and what
+#: block RAM takes longer.
+_RESULT_QUEUE, _RESULT_BLOCK_RAM = 2, 1
 #: Cycles to fill the empty matrix read of an engine without pointers.
 _JUMP = 4
 # What else than a column's entries is in a queue; a column without entries comes to PEs that look
@@ -460,7 +461,8 @@ class _Cells:
         self._tokens -= 1
         # A register in each of the PEs on the way, the gather tree, and one that holds the unit.
         unit = cycle + WRITE_BACK_LATENCY + gates + self._config.fan_levels
-        result = unit + ElementWise.LATENCY + _RESULT_QUEUE
+        result = (unit + ElementWise.LATENCY + _RESULT_QUEUE
+                  + _RESULT_BLOCK_RAM * self._config.results_in_block_ram)
         exist = n if self._tokens else self._cell["rem"]
         self._results.extend(range(result, result + exist))
         self._arriving_until = unit + n - 1
