@@ -1,7 +1,7 @@
 """Pointer read: from a column number to where its entries start (EIE, section IV)."""
 
 from amaranth import *
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from openese.model.config import PTR_READ_LATENCY, EngineConfig
