@@ -11,7 +11,7 @@ import numpy as np
 from openese.model.compile import Image
 from openese.model.config import LUT_RAM_WORDS, EngineConfig
 from openese.model.elementwise import activation_table, unit_frac
-from openese.model.program import instruction_bits, instruction_fields
+from openese.model.program import instruction_bits
 
 __all__ = ["DEVICES", "EngineMemory", "block_rams", "engine_memories", "engine_report",
            "format_engine_report"]
@@ -88,10 +88,18 @@ def block_rams(words: int, width: int) -> int:
 def engine_memories(config: EngineConfig) -> list[EngineMemory]:
     """All memories of an engine, in the order of their path through it."""
     pes, channels, bits = config.n_pes, config.channels, config.act_bits
-    fields = instruction_fields(config)
-    route = sum(fields.get(name, 0) for name in ("codebook", "align", "code_sel", "acc"))
-    start = config.ptr_word_bits if config.pointers else config.spmat_addr_bits + 1
-    column = channels * bits + route + start + config.recurrent
+    # Of recurrent engines an element of a queue says what it is.
+    column = (channels * bits + (config.ptr_word_bits if config.pointers else 0)
+              + (2 if config.recurrent else 0))
+    if config.central_acts:
+        # One for each lane of a beat, whose groups fill a power of 2 of words.
+        lanes = config.input_lanes
+        groups = 1 << (config.n_pes // lanes - 1).bit_length()
+        acts = EngineMemory("activations", lanes, config.act_depth * groups, channels * bits,
+                            channels)
+    else:
+        # Each activation knows whether it is zero.
+        acts = EngineMemory("activations", pes, config.act_depth, channels * (bits + 1), channels)
 
     memories = [
         EngineMemory("matrix words", pes, config.spmat_depth, config.spmat_word_bits)]
@@ -104,8 +112,7 @@ def engine_memories(config: EngineConfig) -> list[EngineMemory]:
     memories += [
         EngineMemory("biases", config.bias_lanes, config.bias_depth, config.bias_bits,
                      lookup=config.bias_depth <= LUT_RAM_WORDS),
-        # Each activation knows whether it is zero.
-        EngineMemory("activations", pes, config.act_depth, channels * (bits + 1), channels),
+        acts,
         EngineMemory("accumulators", pes * channels, config.acc_depth, config.acc_bits,
                      lookup=config.acc_depth <= LUT_RAM_WORDS),
         EngineMemory("activation queues", pes, config.queue_capacity, column, lookup=True),
