@@ -23,6 +23,7 @@ from amaranth_boards.ulx3s import ULX3S_85F_Platform
 from openese.hdl.accumulate import Accumulate
 from openese.hdl.act_memory import ActMemory
 from openese.hdl.act_queue import ActQueue
+from openese.hdl.act_store import ActStore
 from openese.hdl.cells import Cells
 from openese.hdl.cells_serial import SerialCells
 from openese.hdl.decode import Decode
@@ -174,6 +175,7 @@ def units_of(config: EngineConfig) -> dict[str, Callable[[], wiring.Component]]:
         "drain": lambda: Drain(config),
         "write_back": lambda: WriteBack(config),
         "act_memory": lambda: ActMemory(config),
+        "act_store": lambda: ActStore(config),
         "relay": lambda: Relay(broadcast_signature(config)),
         "lnzd_node": lambda: LnzdNode(config, min(ARITY, config.n_pes), 0),
         "sequencer": lambda: Sequencer(config),
@@ -184,6 +186,8 @@ def units_of(config: EngineConfig) -> dict[str, Callable[[], wiring.Component]]:
     del units["write_back" if config.recurrent else "drain"]
     if not config.pointers:
         del units["ptr_read"]
+    for name in ("act_memory", "lnzd_node") if config.central_acts else ("act_store",):
+        del units[name]
     if config.recurrent:
         elementwise, cells = ((SerialElementWise, SerialCells) if config.serial_cells
                               else (ElementWise, Cells))

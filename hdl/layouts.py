@@ -7,23 +7,9 @@ from openese.model.config import EngineConfig
 from openese.model.program import instruction_fields
 
 __all__ = [
-    "Kind",
-    "Tag",
-    "act_out_layout",
-    "act_signature",
-    "broadcast_layout",
-    "broadcast_signature",
-    "entry_layout",
-    "input_layout",
-    "input_signature",
-    "instruction_layout",
-    "marker_layout",
-    "ptr_layout",
-    "route_layout",
-    "scan_layout",
-    "start_layout",
-    "status_layout",
-    "values_layout",
+    "Kind", "Tag", "act_out_layout", "act_signature", "broadcast_layout", "broadcast_signature",
+    "entry_layout", "input_layout", "input_signature", "instruction_layout", "marker_layout",
+    "ptr_layout", "route_layout", "scan_layout", "start_layout", "status_layout", "values_layout",
 ]
 
 

@@ -249,8 +249,8 @@ def _widths_for(network: CompressedNetwork | QuantisedNetwork, overrides: dict) 
         fields["state_depth"] = 1
     widths = [matrix.code_bits for matrix in stored]
     code_bits = overrides.get("code_bits", max(widths, default=12))
-    # Wide codes leave at least 4 bits of index, direct weights 5. Where there is no flag, its bit is
-    # index, too.
+    # Wide codes leave at least 4 bits of index, direct weights 5. The bit of a flag is index where
+    # there is none.
     entry_bits = (code_bits + 5 if direct else
                   max(8, code_bits + 4) + (not overrides.get("pointers", True)))
     return fields | {"direct_weights": direct, "code_bits": code_bits,

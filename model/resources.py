@@ -88,9 +88,18 @@ def block_rams(words: int, width: int) -> int:
 def engine_memories(config: EngineConfig) -> list[EngineMemory]:
     """All memories of an engine, in the order of their path through it."""
     pes, channels, bits = config.n_pes, config.channels, config.act_bits
-    # With recurrent layers a tag tells columns from markers and fences.
+    # Of recurrent engines an element of a queue says what it is.
     column = (channels * bits + (config.ptr_word_bits if config.pointers else 0)
-              + 2 * config.recurrent)
+              + (2 if config.recurrent else 0))
+    if config.central_acts:
+        # One for each lane of a beat, whose groups fill a power of 2 of words.
+        lanes = config.input_lanes
+        groups = 1 << (config.n_pes // lanes - 1).bit_length()
+        acts = EngineMemory("activations", lanes, config.act_depth * groups, channels * bits,
+                            channels)
+    else:
+        # Each activation knows whether it is zero.
+        acts = EngineMemory("activations", pes, config.act_depth, channels * (bits + 1), channels)
 
     memories = [
         EngineMemory("matrix words", pes, config.spmat_depth, config.spmat_word_bits)]
@@ -103,7 +112,7 @@ def engine_memories(config: EngineConfig) -> list[EngineMemory]:
     memories += [
         EngineMemory("biases", config.bias_lanes, config.bias_depth, config.bias_bits,
                      lookup=config.bias_depth <= LUT_RAM_WORDS),
-        _activations(config),
+        acts,
         EngineMemory("accumulators", pes * channels, config.acc_depth, config.acc_bits,
                      lookup=config.acc_depth <= LUT_RAM_WORDS),
         EngineMemory("activation queues", pes, config.queue_capacity, column, lookup=True),
@@ -112,17 +121,6 @@ def engine_memories(config: EngineConfig) -> list[EngineMemory]:
     if config.recurrent:
         memories += _elementwise_memories(config)
     return memories
-
-
-def _activations(config: EngineConfig) -> EngineMemory:
-    if config.central_acts:
-        groups = config.n_pes // config.input_lanes
-        return EngineMemory("activations", config.input_lanes,
-                            config.act_depth << (groups - 1).bit_length(),
-                            config.channels * config.act_bits, config.channels)
-    # Each activation knows whether it is zero.
-    return EngineMemory("activations", config.n_pes, config.act_depth,
-                        config.channels * (config.act_bits + 1), config.channels)
 
 
 def _elementwise_memories(config: EngineConfig) -> list[EngineMemory]:

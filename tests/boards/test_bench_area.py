@@ -62,8 +62,9 @@ def test_parts_are_the_engine():
     assert weights == sorted(weights, reverse=True)
 
 
-@pytest.mark.parametrize("config", [SMALL, ese_on_chip(2)[1], SERIAL],
-                         ids=["small", "ese", "serial"])
+@pytest.mark.parametrize("config", [SMALL, ese_on_chip(2)[1], SERIAL,
+                                    SERIAL.with_(pointers=False)],
+                         ids=["small", "ese", "serial", "central"])
 def test_every_unit_can_be_alone(config):
     """Also those that have ports without bits in some configuration."""
     for name, make in units_of(config).items():
@@ -75,6 +76,15 @@ def test_every_unit_can_be_alone(config):
                                top[:top.index("\nend\n")], re.M)
             assert set(ports) == {"clk", "rst", "x", "y"}
             assert to_rtlil(Alone(make()))
+
+
+def test_units_are_those_of_the_engine():
+    names = units_of(SMALL).keys()
+    assert {"ptr_read", "write_back", "act_memory", "lnzd_node"} <= names
+    assert not {"act_store", "drain", "cells"} & names
+    central = SMALL.with_(pointers=False, state_depth=16)
+    assert {"act_store", "drain", "cells"} <= units_of(central).keys()
+    assert not {"ptr_read", "write_back", "act_memory", "lnzd_node"} & units_of(central).keys()
 
 
 def test_registered_unit_works():

@@ -25,6 +25,10 @@ CONFIGS = [
     PRESETS["demo"], LSTM, LSTM.with_(channels=3, pointers=False),
     LSTM.with_(direct_weights=True, code_bits=12, entry_bits=17, peephole_depth=0, n_pes=5),
     LSTM.with_(serial_cells=True), LSTM.with_(serial_cells=True, state_depth=5, peephole_depth=0),
+    EngineConfig(n_pes=2, pointers=False),
+    # Lanes and groups of central activations: 3 of 2, 1 of 5, 4 of 1.
+    LSTM.with_(pointers=False, n_pes=6, input_lanes=3), LSTM.with_(pointers=False, n_pes=5),
+    LSTM.with_(pointers=False, n_pes=4, input_lanes=4, channels=2),
 ]
 
 
@@ -78,10 +82,29 @@ def test_block_rams_are_those_of_yosys(words, width, lanes):
     assert bool(cells.get("TRELLIS_DPR16X4", 0)) == (size.brams == 0)
 
 
-def test_block_rams_of_an_engine():
-    config = LSTM.with_(n_pes=1, channels=2, spmat_depth=300, ptr_depth=40, act_depth=100)
+@pytest.mark.parametrize("pointers", [True, False])
+def test_block_rams_of_an_engine(pointers):
+    config = LSTM.with_(n_pes=1, channels=2, spmat_depth=300, ptr_depth=40, act_depth=100,
+                        pointers=pointers)
     cells = synthesise(Engine(config), keep=KEEP).cells
     assert cells["DP16KD"] == sum(entry.brams for entry in engine_memories(config))
+
+
+def test_central_activations_are_counted_once():
+    """However many PEs there are, their activations are the same number."""
+    def acts(config: EngineConfig) -> EngineMemory:
+        [found] = [part for part in engine_memories(config) if part.name == "activations"]
+        return found
+
+    config = LSTM.with_(pointers=False, n_pes=32, act_depth=64)
+    assert acts(config) == EngineMemory("activations", 1, 2048, 16)
+    assert acts(config.with_(input_lanes=4)) == EngineMemory("activations", 4, 512, 16)
+    assert (acts(config).brams, acts(config.with_(input_lanes=4)).brams) == (2, 4)
+    # 24 groups take the words of 32.
+    assert acts(config.with_(n_pes=24)).words == 2048
+    # Every PE has its own where not all of them are broadcast, or PEs write them.
+    for other in (config.with_(pointers=True), config.with_(state_depth=0, peephole_depth=0)):
+        assert acts(other) == EngineMemory("activations", 32, 64, 17)
 
 
 def test_shapes_of_a_block():

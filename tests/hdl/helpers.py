@@ -8,7 +8,7 @@ from amaranth.hdl import ResetInserter, Signal, Value
 from amaranth.lib import data
 from amaranth.sim import Simulator
 
-from openese.hdl.layouts import Kind
+from openese.hdl.layouts import Kind, marker_layout, values_layout
 from openese.model.config import EngineConfig
 
 #: A small engine with no size a power of two where that is allowed.
@@ -180,10 +180,29 @@ def act_message(ptr: int, *values: int) -> dict:
     return {"kind": Kind.ACT, "args": {"act": {"ptr": ptr, "values": list(values)}}}
 
 
-def scan_message(kind: Kind = Kind.SCAN, **fields: int) -> dict:
-    """A broadcast that starts a scan, or columns of another origin."""
-    route = {name: fields.pop(name) for name in ("codebook", "code_sel", "acc") if name in fields}
-    return {"kind": kind, "args": {"scan": {**fields, "route": route}}}
+def scan_message(**fields: int) -> dict:
+    """A broadcast that starts a scan."""
+    return {"kind": Kind.SCAN, "args": {"scan": fields}}
+
+
+def marker_parts(config: EngineConfig, *, spmat: int | None = None, **route: int) -> list[int]:
+    """A marker as the parts it is sent in, lowest first; what is not named is 0."""
+    fields = {"route": route} if spmat is None else {"route": route, "spmat": spmat}
+    bits = marker_layout(config).const(fields).as_bits()
+    width = config.channels * config.act_bits
+    return [bits >> width * k & ((1 << width) - 1) for k in range(config.marker_parts)]
+
+
+def mark_messages(config: EngineConfig, **fields: int) -> list[dict]:
+    """The broadcasts of a marker, as the sequencer sends them."""
+    parts = marker_parts(config, **fields)
+    return [{"kind": Kind.MARK, "args": {"mark": {"part": part, "last": int(part_left == 1)}}}
+            for part, part_left in zip(parts, range(len(parts), 0, -1), strict=True)]
+
+
+def part_values(config: EngineConfig, part: int) -> list[int]:
+    """A part of a marker as it lies in the place of activations."""
+    return plain(values_layout(config).from_bits(part))
 
 
 def write_message(kind: Kind = Kind.WRITE, **fields: int) -> dict:

@@ -16,6 +16,7 @@ from .helpers import (
     SMALL,
     act_message,
     load_message,
+    mark_messages,
     plain,
     play,
     receiver,
@@ -121,7 +122,7 @@ def test_back_to_back_scans_under_backpressure(stalls):
 
 def test_nothing_is_scanned_without_a_scan():
     messages = [act_message(1, 2), write_message(acc=3), load_message(Kind.LOAD_PTR, 0, 1, 2),
-                scan_message(Kind.FEED, rows=4), write_message(Kind.CELL, acc=3),
+                *mark_messages(CONFIG, code_sel=1), write_message(Kind.CELL, acc=3),
                 load_message(Kind.LOAD_ACT, 0, 1, 2)]
     script = [{"i.valid": 1, "i.payload": message} for message in messages]
     script += [{"i.payload": scan_message(rows=4)}]

@@ -6,6 +6,7 @@ import pytest
 from amaranth.hdl import Signal
 
 from openese.hdl.act_queue import ActQueue
+from openese.hdl.layouts import Tag
 from openese.model.config import EngineConfig
 
 from .helpers import SMALL, plain, play, receiver, recurrent, simulate, transfers
@@ -15,8 +16,7 @@ DEPTHS = [1, 2, 3, 8]
 
 def item(number: int) -> dict:
     """Distinct columns, negative activations included."""
-    return {"ptr": {"start": number * 7 % 200, "length": 1 + number % 3}, "values": [number - 40],
-            "route": {"codebook": number % 3, "code_sel": number % 2}}
+    return {"ptr": {"start": number * 7 % 200, "length": 1 + number % 3}, "values": [number - 40]}
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -111,16 +111,16 @@ def test_random_traffic_under_backpressure(depth):
 
 
 @pytest.mark.parametrize("pointers", [True, False])
-def test_fences_stand_in_line_with_columns(pointers):
+def test_markers_and_fences_stand_in_line_with_columns(pointers):
     config = recurrent(pointers=pointers, channels=2)
-    where = ({"ptr": {"start": 3, "length": 2}} if pointers else {"spmat": 5, "restart": 1})
-    items = [{**where, "values": [k, -k], "fence": int(k % 3 == 2),
-              "route": {"codebook": k % 3, "code_sel": 1, "acc": k % 12}} for k in range(7)]
+    where = {"ptr": {"start": 3, "length": 2}} if pointers else {}
+    tags = [Tag.FENCE, Tag.PART, Tag.MARK, Tag.COLUMN, Tag.COLUMN, Tag.MARK, Tag.FENCE]
+    items = [{**where, "values": [k, -k], "tag": tag} for k, tag in enumerate(tags)]
     script = [{"i.valid": 1, "i.payload": item} for item in items]
     trace = play(ActQueue(config), script + [{"o.ready": 1}] * 8,
                  ["o.valid", "o.payload", "almost_full"])
     assert [step["o.payload"] for step in trace[7:14]] == items
-    # A fence takes a slot as a column does.
+    # A part of a marker and a fence take a slot as a column does.
     assert [step["almost_full"] for step in trace[:8]] == [0, 0, 0, 1, 1, 1, 1, 1]
 
 
@@ -142,16 +142,9 @@ def test_constructor_errors():
         ActQueue(8)
 
 
-def test_without_pointers_a_matrix_stands_at_the_input():
-    """Route and address are those at the input; activations and restarts are queued."""
+def test_without_pointers_only_activations_are_queued():
+    """What the columns of a matrix have in common goes past the queue."""
     config = SMALL.with_(pointers=False)
-    route = {"codebook": 2, "code_sel": 1}
-
-    def column(k: int, spmat: int) -> dict:
-        return {"values": [k - 2], "route": route, "spmat": spmat, "restart": int(k == 0)}
-
-    waiting = [{"i.valid": 1, "i.payload": column(k, 17), "o.ready": 0} for k in range(4)]
-    taken = [{"i.payload": column(9, 18), "o.ready": 1}] * 5
-    trace = play(ActQueue(config), waiting + taken, ["o.valid", "o.payload"])
-    first = [(cycle, column(0, 17)) for cycle in (1, 2, 3)]
-    assert transfers(trace, "o") == first + [(4 + k, column(k, 18)) for k in range(4)]
+    waiting = [{"i.valid": 1, "i.payload": {"values": [k - 2]}} for k in range(4)]
+    trace = play(ActQueue(config), waiting + [{"o.ready": 1}] * 5, ["o.valid", "o.payload"])
+    assert transfers(trace[4:], "o") == [(k, {"values": [k - 2]}) for k in range(4)]

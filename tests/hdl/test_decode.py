@@ -18,6 +18,7 @@ from .helpers import (
     act_message,
     column_words,
     load_message,
+    mark_messages,
     play,
     recurrent,
     scan_message,
@@ -118,13 +119,13 @@ def test_fillers_add_nothing_and_move_on_by_the_largest_index():
 def test_split_and_codebook_are_those_of_the_entry():
     """Whatever is broadcast meanwhile: the entry's column may have been sent long before."""
     table = codebooks(SMALL)
-    messages = [scan_message(codebook=2, code_sel=2), act_message(55, -1),
+    messages = [*mark_messages(SMALL, codebook=2, code_sel=2), act_message(55, -1),
                 write_message(acc=9, bias=21), load_message(Kind.LOAD_BIAS, 1, 33, 0x3FFFF),
-                scan_message(codebook=1, code_sel=0)]
+                *mark_messages(SMALL, codebook=1, code_sel=0), scan_message(rows=1)]
     script, expected = [], []
     for k in range(60):
         code_sel, book, entry = k % 3, k // 3 % 3, (37 * k + 1) % 256
-        script.append({"i_broadcast.valid": 1, "i_broadcast.payload": messages[k % 5],
+        script.append({"i_broadcast.valid": 1, "i_broadcast.payload": messages[k % len(messages)],
                        "i.valid": 1, "i.payload": {
                            "entry": entry, "values": [k], "first": 1,
                            "route": {"codebook": book, "code_sel": code_sel}}})

@@ -11,6 +11,7 @@ from openese.hdl.act_memory import lane_layout
 from openese.hdl.gather import gate_layout
 from openese.hdl.layouts import (
     Kind,
+    Tag,
     act_out_layout,
     act_signature,
     broadcast_layout,
@@ -19,6 +20,7 @@ from openese.hdl.layouts import (
     input_layout,
     input_signature,
     instruction_layout,
+    marker_layout,
     ptr_layout,
     route_layout,
     scan_layout,
@@ -29,7 +31,7 @@ from openese.hdl.write_back import result_layout
 from openese.model.config import PRESETS, EngineConfig
 from openese.model.program import Op, encode, instruction_fields
 
-from .helpers import SMALL, plain, recurrent
+from .helpers import SMALL, mark_messages, marker_parts, plain, recurrent
 
 
 @st.composite
@@ -73,7 +75,6 @@ def test_every_field_holds_its_largest_value(config):
     largest = {
         "args.scan.act": config.act_depth - 1, "args.scan.rows": config.act_depth,
         "args.scan.rem": config.n_pes,
-        "args.scan.route.code_sel": config.code_bits - config.min_code_bits,
         "args.write.acc": config.acc_depth - 1,
         "args.load.pe": config.n_pes - 1,
         "args.load.addr": max(config.spmat_depth, config.ptr_depth, config.bias_depth,
@@ -81,16 +82,19 @@ def test_every_field_holds_its_largest_value(config):
         "args.load.data": max(2**(config.entry_bits + 1), 4 * config.spmat_depth,
                               2**config.bias_bits, 2**config.weight_bits) - 1,
     }
+    marker = {"route.code_sel": config.code_bits - config.min_code_bits}
     if not config.direct_weights:
-        largest["args.scan.route.codebook"] = config.codebooks - 1
+        marker["route.codebook"] = config.codebooks - 1
+    else:
+        marker["route.align"] = config.weight_bits - config.code_bits
     if config.pointers:
         largest["args.act.ptr"] = config.ptr_depth - 1
     else:
-        largest["args.scan.spmat"] = config.spmat_depth - 1
+        marker["spmat"] = config.spmat_depth - 1
     if config.recurrent:
+        marker["route.acc"] = config.acc_depth - 1
         largest |= {
-            "args.scan.route.acc": config.acc_depth - 1, "args.write.gates": 3,
-            "args.load.channel": config.channels - 1,
+            "args.write.gates": 3, "args.load.channel": config.channels - 1,
         }
         largest["args.load.addr"] = max(
             largest["args.load.addr"], config.act_depth - 1, config.state_depth - 1,
@@ -102,9 +106,16 @@ def test_every_field_holds_its_largest_value(config):
             "args.write.act": config.act_depth - 1, "args.write.bias": config.bias_depth - 1,
             "args.write.shift": 2**config.shift_bits - 1,
         }
-    shapes = fields_of(broadcast_layout(config))
-    for path, value in largest.items():
-        assert value < 1 << shapes[path].width, path
+    for layout, values in ((broadcast_layout(config), largest), (marker_layout(config), marker)):
+        shapes = fields_of(layout)
+        for path, value in values.items():
+            assert value < 1 << shapes[path].width, path
+    # Nothing in a marker has no largest value here, and its parts hold it, but not with one less.
+    assert fields_of(marker_layout(config)).keys() == marker.keys()
+    assert marker_layout(config).size == config.marker_bits
+    part = fields_of(broadcast_layout(config))["args.mark.part"].width
+    assert part == config.channels * config.act_bits
+    assert part * (config.marker_parts - 1) < config.marker_bits <= part * config.marker_parts
     groups = config.n_pes // config.input_lanes
     assert groups - 1 < 1 << fields_of(input_layout(config))["group"].width
     assert fields_of(lane_layout(config))["group"] == fields_of(input_layout(config))["group"]
@@ -115,7 +126,8 @@ def test_every_field_holds_its_largest_value(config):
     # Verilog has no signals of width 0.
     everything = [
         act_out_layout(config), broadcast_layout(config), entry_layout(config),
-        input_layout(config), instruction_layout(config), lane_layout(config), ptr_layout(config),
+        input_layout(config), instruction_layout(config), lane_layout(config),
+        marker_layout(config), ptr_layout(config),
         program_load_layout(config), result_layout(config), scan_layout(config, 0),
         scan_layout(config, 2), start_layout(config), route_layout(config), gate_layout(config)]
     for layout in everything:
@@ -182,13 +194,39 @@ def test_channel_0_is_in_the_lowest_bits_of_a_lane():
 def test_feed_forward_engines_carry_nothing_of_recurrent_ones():
     names = {path for path in fields_of(broadcast_layout(SMALL)) if "act" not in path.split(".")}
     assert names == {"kind"} | {f"args.scan.{name}" for name in (
-        "rows", "rem", "route.codebook", "route.code_sel", "dense")} | {
+        "rows", "rem", "dense")} | {"args.mark.part", "args.mark.last"} | {
         f"args.write.{name}" for name in ("acc", "bias", "shift", "relu", "discard")} | {
         f"args.load.{name}" for name in ("pe", "addr", "data")}
-    assert set(fields_of(start_layout(SMALL))) == {
-        "values.0", "route.codebook", "route.code_sel", "ptr.start", "ptr.length"}
-    assert set(fields_of(start_layout(recurrent(pointers=False, direct_weights=True)))) == {
-        "values.0", "route.align", "route.code_sel", "route.acc", "spmat", "restart", "fence"}
+    assert set(fields_of(marker_layout(SMALL))) == {"route.codebook", "route.code_sel"}
+    assert set(fields_of(marker_layout(recurrent(pointers=False, direct_weights=True)))) == {
+        "route.align", "route.code_sel", "route.acc", "spmat"}
+
+
+def test_queues_hold_no_more_than_they_must():
+    """A part of a marker needs no room of its own, and a matrix without pointers no address."""
+    assert set(fields_of(start_layout(SMALL))) == {"values.0", "ptr.start", "ptr.length"}
+    assert set(fields_of(start_layout(SMALL.with_(pointers=False)))) == {"values.0"}
+    assert set(fields_of(start_layout(recurrent()))) == {
+        "values.0", "ptr.start", "ptr.length", "tag"}
+    assert set(fields_of(start_layout(recurrent(pointers=False, channels=2)))) == {
+        "values.0", "values.1", "tag"}
+
+
+def test_a_marker_has_the_route_below_the_address():
+    config = SMALL.with_(pointers=False, act_bits=5)
+    layout = marker_layout(config)
+    fields = {"route": {"codebook": 2, "code_sel": 1}, "spmat": 199}
+    assert plain(layout.from_bits(layout.const(fields).as_bits())) == fields
+    assert layout.const(fields).as_bits() >> route_layout(config).size == 199
+    # Three parts of 5 bits, lowest first.
+    assert [message["args"]["mark"]["last"] for message in mark_messages(
+        config, codebook=2, code_sel=1, spmat=199)] == [0, 0, 1]
+    assert sum(part << 5 * k for k, part in enumerate(marker_parts(
+        config, codebook=2, code_sel=1, spmat=199))) == layout.const(fields).as_bits()
+
+
+def test_tags_differ():
+    assert sorted(tag.value for tag in Tag) == [0, 1, 2, 3]
 
 
 def test_only_what_may_stall_has_ready():

@@ -29,6 +29,7 @@ from .helpers import (
     act_message,
     column_words,
     load_message,
+    mark_messages,
     plain,
     recurrent,
     scan_message,
@@ -109,16 +110,16 @@ def contents(config, layers) -> dict[str, list[int]]:
             "codebook": codebook}
 
 
-def opening(config, layer, kind: Kind = Kind.SCAN, acc: int = 0, **fields: int) -> dict:
-    """The message before the columns of a layer."""
+def opening(config, layer, acc: int = 0) -> list[dict]:
+    """The messages before the columns of a layer: its marker."""
     route = {"code_sel": layer.code_bits - config.min_code_bits}
     if not config.direct_weights:
         route |= {"codebook": layer.book}
     if config.recurrent:
         route |= {"acc": acc}
     if not config.pointers:
-        fields |= {"spmat": layer.start}
-    return scan_message(kind, rows=1, rem=config.n_pes, **fields, **route)
+        route |= {"spmat": layer.start}
+    return mark_messages(config, **route)
 
 
 def column(config, layer, number: int, values) -> dict:
@@ -144,9 +145,10 @@ class Driver:
         ctx.set(dut.i.valid, int(message is not None))
         if message is not None:
             ctx.set(dut.i.payload, message)
-        ctx.set(dut.o.ready, int(take))
-        if take and ctx.get(dut.o.valid):
-            self.items.append(plain(ctx.get(dut.o.payload)))
+        if not self.config.central_acts:
+            ctx.set(dut.o.ready, int(take))
+            if take and ctx.get(dut.o.valid):
+                self.items.append(plain(ctx.get(dut.o.payload)))
         self.full.append(ctx.get(dut.almost_full))
         self.saturations += ctx.get(dut.saturated)
         await ctx.tick()
@@ -208,9 +210,10 @@ def test_layers_equal_plain_arithmetic(queue_depth, gaps, load):
                 columns = len(layer.columns)
                 x = rng.integers(-32768, 32768, columns) * (rng.random(columns) < 0.7)
                 s, relu = int(rng.integers(8)), (vector + number) % 2
-                # The scan message tells split and codebook; one row is scanned meanwhile.
-                await driver.scan(1, rows=1, act=0, codebook=layer.book,
-                                  code_sel=layer.code_bits - config.min_code_bits)
+                # The marker tells split and codebook.
+                await driver.scan(1, rows=1, act=0)
+                for message in opening(config, layer):
+                    await driver.tick(message)
                 for j in np.flatnonzero(x).tolist():
                     while driver.stalled() or rng.random() < gaps:
                         await driver.tick()
@@ -241,11 +244,11 @@ def tiny(lengths) -> dict[str, list[int]]:
     return {"spmat": spmat, "ptr": ptr, "codebook": [0, 3]}
 
 
-SPLIT = scan_message(rows=1, rem=SMALL.n_pes, code_sel=4 - SMALL.min_code_bits)
+[SPLIT] = mark_messages(SMALL, code_sel=4 - SMALL.min_code_bits)
 
 
 def trace(dut, messages: dict, cycles: int, watch, reset_at=None) -> list:
-    """What `watch(ctx)` returns in every cycle, after a scan that selects the 4-bit split."""
+    """What `watch(ctx)` returns in every cycle, after a marker that selects the 4-bit split."""
     seen = []
     reset = Signal()
 
@@ -417,7 +420,9 @@ def test_engines_of_every_kind(config, gaps):
                 x = rng.integers(-32768, 32768, (len(layer.columns), config.channels))
                 x *= rng.random(x.shape) < 0.5
                 acc = 3 * vector if config.recurrent and layer.rows <= 9 else 0
-                await driver.tick(opening(config, layer, Kind.SCAN, acc, act=0))
+                await driver.tick(scan_message(rows=1, rem=config.n_pes, act=0))
+                for message in opening(config, layer, acc):
+                    await driver.tick(message)
                 while not ctx.get(dut.o.valid):
                     await driver.tick()
                 await driver.tick(take=True)
@@ -457,25 +462,76 @@ class Cells:
     def columns(self, rng, number: int) -> tuple[list[dict], np.ndarray]:
         """Messages of a whole matrix, and its activations."""
         config, layer = self.config, self.layers[number]
-        x = rng.integers(-3000, 3000, (len(layer.columns), config.channels))
+        most = min(3000, (1 << config.act_bits - 1) - 1)
+        x = rng.integers(-most, most, (len(layer.columns), config.channels))
         x[rng.random(len(x)) < 0.3] = 0
-        kind = Kind.FEED if number else Kind.SCAN
-        messages = [opening(config, layer, kind, self.acc[number], act=0)]
+        messages = opening(config, layer, self.acc[number])
         messages += [column(config, layer, j, values) for j, values in enumerate(x)
                      if values.any() or not config.pointers]
         return messages, x
 
 
+RECURRENT = {name: config.with_(spmat_depth=400, acc_depth=40, bias_depth=40, n_pes=5)
+             for name, config in {
+    "pointers": recurrent(),
+    "channels": recurrent(channels=2),
+    "no pointers": recurrent(pointers=False),
+    "all": recurrent(pointers=False, channels=3, direct_weights=True, entry_bits=12, code_bits=8,
+                     min_code_bits=8),
+    # Markers of two parts and of three.
+    "two parts": recurrent(pointers=False, act_bits=10),
+    "three parts": recurrent(pointers=False, act_bits=8),
+}.items()}
+
+of_recurrent = pytest.mark.parametrize("config", RECURRENT.values(), ids=RECURRENT)
+
+
+def test_parts_of_markers():
+    assert [config.marker_parts for config in RECURRENT.values()] == [1, 1, 2, 1, 2, 3]
+
+
+@of_recurrent
+@pytest.mark.parametrize("gaps", [0.0, 0.5])
+def test_matrices_follow_each_other_without_a_pause(config, gaps):
+    """Of different routes, while columns of the one before still wait; no fence between."""
+    config = config.with_(queue_depth=8)
+    cells = Cells(config, 4, 7)
+    dut = ProcessingElement(config, **cells.memory)
+    rng = np.random.default_rng(3)
+    total = np.zeros((2, 12, config.channels), dtype=int)
+    waiting = []
+
+    async def testbench(ctx):
+        driver = Driver(ctx, dut, config)
+        for number in (0, 1, 0, 0, 1, 0, 1, 1):
+            messages, x = cells.columns(rng, number)
+            for c in range(config.channels):
+                total[number, :, c] += cells.layers[number].sums(x[:, c])
+            for k, message in enumerate(messages):
+                while driver.stalled() or rng.random() < gaps:
+                    await driver.tick()
+                if k == 0:
+                    waiting.append(ctx.get(dut.act_queue.o.valid))
+                await driver.tick(message)
+        await driver.drain()
+        for c, accumulate in enumerate(dut.accumulates):
+            words = [signed(plain(ctx.get(accumulate.words[row])), config.acc_bits)
+                     for row in range(config.acc_depth)]
+            expected = [0] * config.acc_depth
+            for at, sums in zip(cells.acc, total[:, :, c].tolist(), strict=True):
+                expected[at:at + 12] = sums
+            assert words == expected
+
+    simulate(dut, testbench)
+    assert waiting[0] == 0
+    assert gaps or all(waiting[1:])
+
+
 @pytest.mark.parametrize("gates", [4, 1])
-@pytest.mark.parametrize("config", [
-    recurrent(), recurrent(channels=2), recurrent(pointers=False),
-    recurrent(pointers=False, channels=3, direct_weights=True, entry_bits=12, code_bits=8,
-              min_code_bits=8)],
-    ids=["pointers", "channels", "no pointers", "all"])
+@of_recurrent
 @pytest.mark.parametrize("seed", range(3))
 def test_draining_beside_another_matrix(config, gates, seed):
     """Tokens at random times; entries of the other matrix fill the cycles between."""
-    config = config.with_(spmat_depth=400, acc_depth=40, bias_depth=40, n_pes=5)
     cells = Cells(config, gates, seed)
     dut = ProcessingElement(config, **cells.memory)
     rng = np.random.default_rng(seed)
@@ -543,13 +599,12 @@ def test_fence_falls_when_all_before_it_is_accumulated(lengths, pointers):
     dut = ProcessingElement(config, **memory)
     columns = [act_message(k, 2) if pointers else
                {"kind": Kind.ACT, "args": {"act": {"values": [2]}}} for k in range(len(lengths))]
-    messages = dict(enumerate([scan_message(rows=1, rem=3, code_sel=2), *columns,
+    messages = dict(enumerate([*mark_messages(config, code_sel=2), *columns,
                                write_message(Kind.CELL)]))
     total = [6 * sum(length > row for length in lengths) for row in range(12)]
     fence, complete = [], []
 
     async def testbench(ctx):
-        ctx.set(dut.o.ready, 1)
         for cycle in range(60):
             ctx.set(dut.i.valid, int(cycle in messages))
             ctx.set(dut.i.payload, messages.get(cycle, act_message(0, 99) if pointers else {}))
@@ -582,6 +637,17 @@ def test_tokens_go_on_to_the_next_pe():
 
     simulate(dut, testbench)
     assert passed == [4, 8, 9]
+
+
+def test_no_activation_memory_where_activations_are_central():
+    ports = {"group", "i_input", "o"}
+    for config in (SMALL, SMALL.with_(pointers=False), recurrent()):
+        dut = ProcessingElement(config)
+        assert dut.act_memory is not None
+        assert ports <= dut.signature.members.keys()
+    dut = ProcessingElement(recurrent(pointers=False))
+    assert dut.act_memory is None
+    assert not ports & dut.signature.members.keys()
 
 
 def test_constructor_errors():

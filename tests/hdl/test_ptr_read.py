@@ -1,15 +1,14 @@
 # amaranth: UnusedElaboratable=no
 """Proves that every broadcast column gives its pointer two cycles later, unless it is empty.
 
-Also what goes along with it: activations, the route of the message before, fences, and where a
-matrix without pointers begins.
+Also what goes along with it: activations, and in recurrent engines markers and fences.
 """
 
 import numpy as np
 import pytest
 from amaranth.hdl import Signal
 
-from openese.hdl.layouts import Kind
+from openese.hdl.layouts import Kind, Tag
 from openese.hdl.ptr_read import PtrRead
 from openese.model.config import PTR_READ_LATENCY
 
@@ -17,6 +16,8 @@ from .helpers import (
     SMALL,
     act_message,
     load_message,
+    mark_messages,
+    part_values,
     play,
     recurrent,
     scan_message,
@@ -26,6 +27,15 @@ from .helpers import (
 
 WATCH = ["o.valid", "o.payload", "busy"]
 START_BITS = SMALL.spmat_addr_bits
+
+
+class Clocked(PtrRead):
+    """Without pointers there is no register, but a simulation needs a clock."""
+
+    def elaborate(self, platform):
+        m = super().elaborate(platform)
+        m.d.sync += Signal().eq(1)
+        return m
 
 
 def pointers(seed: int) -> list[tuple[int, int]]:
@@ -39,9 +49,8 @@ def word(start: int, length: int) -> int:
     return start | length << START_BITS
 
 
-def column(start: int, length: int, value: int, code_sel: int = 0, codebook: int = 0) -> dict:
-    return {"ptr": {"start": start, "length": length}, "values": [value],
-            "route": {"codebook": codebook, "code_sel": code_sel}}
+def column(start: int, length: int, value: int) -> dict:
+    return {"ptr": {"start": start, "length": length}, "values": [value]}
 
 
 def columns(seed: int, count: int, gaps: float) -> list[tuple[int, int] | None]:
@@ -60,12 +69,9 @@ def test_columns_in_pointers_out(gaps):
     asked = columns(2, 200, gaps)
     script = [{"i.valid": 1, "i.payload": act_message(*item)} if item else {} for item in asked]
     dut = PtrRead(SMALL, init=[word(*entry) for entry in table])
-    # A message with a route is no column.
-    script.insert(0, {"i.valid": 1, "i.payload": scan_message(codebook=2, code_sel=1)})
-    asked.insert(0, None)
     trace = play(dut, script, WATCH, extra=4)
 
-    expected = [(cycle + PTR_READ_LATENCY, column(*table[item[0]], item[1], 1, 2))
+    expected = [(cycle + PTR_READ_LATENCY, column(*table[item[0]], item[1]))
                 for cycle, item in enumerate(asked) if item and table[item[0]][1]]
     assert transfers(trace, "o") == expected
     assert dut.LATENCY == PTR_READ_LATENCY
@@ -78,7 +84,8 @@ def test_columns_in_pointers_out(gaps):
 def test_other_messages_and_invalid_ones_are_no_columns():
     dut = PtrRead(SMALL, init=[word(7, 3)] * SMALL.ptr_depth)
     others = [scan_message(act=3, rows=5), write_message(acc=3),
-              scan_message(Kind.FEED, rows=5), write_message(Kind.CELL, acc=3)] + [
+              # An engine that drains between matrices has nothing else in its queues.
+              *mark_messages(SMALL, codebook=2), write_message(Kind.CELL, acc=3)] + [
         load_message(kind, 1, 0, 9)
         for kind in (Kind.LOAD_SPMAT, Kind.LOAD_PTR, Kind.LOAD_BIAS, Kind.LOAD_CODEBOOK,
                      Kind.LOAD_ACT, Kind.LOAD_CELL, Kind.LOAD_RESULT, Kind.LOAD_PEEPHOLE)]
@@ -113,67 +120,84 @@ def test_reset_drops_columns_inside():
     assert [payload["values"] for _, payload in transfers(trace, "o")] == [[0], [3]]
 
 
-def test_a_route_belongs_to_the_columns_after_its_message():
+#: Engines whose markers take one part, two and three.
+ONE = recurrent(channels=2)
+TWO = recurrent(pointers=False, act_bits=8)
+THREE = recurrent(pointers=False, act_bits=8, spmat_depth=5000)
+
+
+@pytest.mark.parametrize("config", [ONE, TWO, THREE], ids=["one", "two", "three"])
+def test_markers_and_fences_keep_their_place_among_columns(config):
     """Messages of all orders right behind each other, as the sequencer never sends them."""
-    config = recurrent(channels=2)
+    assert config.marker_parts == 1 + [ONE, TWO, THREE].index(config)
     rng = np.random.default_rng(8)
-    route = {"codebook": 1, "code_sel": 2, "acc": 11}
-    script = [{"i.valid": 1, "i.payload": scan_message(**route)}]
-    expected, fences = [], []
-    for cycle in range(1, 300):
-        choice = int(rng.integers(8))
-        if choice < 4:
+    script, expected = [], []
+    table = [(k, k % 3) for k in range(config.ptr_depth)]  # a third of the columns are empty
+
+    def send(message: dict, item: dict | None) -> None:
+        if item is not None:
+            expected.append((len(script) + config.ptr_read_latency, item))
+        script.append({"i.valid": 1, "i.payload": message})
+
+    while len(script) < 300:
+        choice, values = int(rng.integers(8)), rng.integers(-128, 128, config.channels).tolist()
+        if choice < 4 and config.pointers:
             ptr = int(rng.integers(config.ptr_depth))
-            message = act_message(ptr, cycle, -cycle)
-            expected.append((cycle + PTR_READ_LATENCY, {
-                "ptr": {"start": ptr, "length": 1}, "values": [cycle, -cycle],
-                "route": dict(route), "fence": 0}))
+            start, length = table[ptr]
+            item = {"ptr": {"start": start, "length": length}, "values": values,
+                    "tag": Tag.COLUMN}
+            send(act_message(ptr, *values), item if length else None)
+        elif choice < 4:
+            send({"kind": Kind.ACT, "args": {"act": {"values": values}}},
+                 {"values": values, "tag": Tag.COLUMN})
         elif choice < 6:
-            route = {"codebook": int(rng.integers(3)), "code_sel": int(rng.integers(3)),
-                     "acc": int(rng.integers(config.acc_depth))}
-            message = scan_message(Kind.SCAN if choice == 4 else Kind.FEED, rows=1, **route)
+            where = {} if config.pointers else {"spmat": int(rng.integers(config.spmat_depth))}
+            for message in mark_messages(
+                    config, codebook=int(rng.integers(3)), code_sel=int(rng.integers(3)),
+                    acc=int(rng.integers(config.acc_depth)), **where):
+                mark = message["args"]["mark"]
+                send(message, {"values": part_values(config, mark["part"]),
+                               "tag": Tag.MARK if mark["last"] else Tag.PART})
         elif choice == 6:
-            message = write_message(Kind.CELL, acc=2)
-            fences.append(cycle + PTR_READ_LATENCY)
+            send(write_message(Kind.CELL, acc=2), {"tag": Tag.FENCE})
         else:
-            message = scan_message(codebook=1, acc=7)  # not valid
-        script.append({"i.valid": int(choice < 7), "i.payload": message})
-    dut = PtrRead(config, init=[word(k, 1) for k in range(config.ptr_depth)])
+            # None of what a queue takes, or not valid.
+            script.append({"i.valid": 1, "i.payload": scan_message(rows=2)})
+            script += [{"i.payload": message} for message in mark_messages(config, acc=7)]
+    dut = Clocked(config, init=[word(*entry) for entry in table] if config.pointers else ())
     trace = play(dut, script, WATCH, extra=4)
     given = transfers(trace, "o")
-    assert [item for item in given if not item[1]["fence"]] == expected
-    assert [cycle for cycle, payload in given if payload["fence"]] == fences
-    # A fence is inside as long as a column would be.
-    kinds = [step["i.payload"]["kind"] if step["i.valid"] else None for step in script]
-    inside = [any(kind in (Kind.ACT, Kind.CELL) for kind in kinds[max(0, cycle - 2):cycle])
+    if config.pointers:
+        for _, item in given:
+            if item["tag"] != Tag.COLUMN:
+                del item["ptr"]  # whatever was read last
+    for _, item in given:
+        if item["tag"] == Tag.FENCE:
+            del item["values"]
+    assert given == expected
+    assert len({item["tag"] for _, item in given}) == 3 + (config.marker_parts > 1)
+    # A marker or a fence is inside as long as a column would be.
+    kinds = [step["i.payload"]["kind"] if step.get("i.valid") else None for step in script]
+    inside = [any(kind in (Kind.ACT, Kind.MARK, Kind.CELL)
+                  for kind in kinds[max(0, cycle - config.ptr_read_latency):cycle])
               for cycle in range(len(trace))]
     assert [bool(step["busy"]) for step in trace] == inside
 
 
-def test_without_pointers_the_first_column_says_where_its_matrix_begins():
-    config = recurrent(pointers=False)
-    script = []
-    expected = []
-    for spmat, columns, kind in [(17, 3, Kind.SCAN), (170, 1, Kind.FEED), (3, 2, Kind.SCAN),
-                                 (99, 0, Kind.SCAN), (5, 2, Kind.FEED)]:
-        script.append({"i.valid": 1, "i.payload": scan_message(kind, spmat=spmat, acc=spmat % 12)})
-        # What comes between the message and the first column does not end the restart.
-        script += [{"i.valid": 1, "i.payload": write_message(Kind.CELL, acc=1)}] * (columns == 2)
-        script += [{}] * (spmat % 2)
-        for k in range(columns):
-            expected.append((len(script) + config.ptr_read_latency, spmat, int(k == 0), [k - 1]))
-            script += [{"i.valid": 1, "i.payload": {
-                "kind": Kind.ACT, "args": {"act": {"values": [k - 1]}}}}, *[{}] * (k % 2)]
-        # A fence neither begins a matrix nor keeps a column from doing so.
-        script += [{"i.valid": 1, "i.payload": write_message(Kind.CELL, acc=1)}]
-    trace = play(PtrRead(config), script, WATCH, extra=4)
-    given = [(cycle, payload) for cycle, payload in transfers(trace, "o") if not payload["fence"]]
-    # Every column is passed on, and only the first of a matrix restarts.
-    assert [(cycle, payload["spmat"], payload["restart"], payload["values"])
-            for cycle, payload in given] == expected
-    assert [payload["route"]["acc"] for _, payload in given] == [
-        spmat % 12 for _, spmat, *_ in expected]
-    assert sum(payload["fence"] for _, payload in transfers(trace, "o")) == 7
+def test_without_pointers_every_column_is_passed_on_at_once():
+    """Of an engine that drains between matrices nothing else is."""
+    config = SMALL.with_(pointers=False)
+    columns = [{"kind": Kind.ACT, "args": {"act": {"values": [value]}}}
+               for value in (0, 3, -32768, 0)]
+    messages = [*mark_messages(config, spmat=17, code_sel=1), *columns[:2], scan_message(rows=4),
+                *mark_messages(config, spmat=18, code_sel=2), *columns[2:]]
+    trace = play(Clocked(config), [{"i.valid": 1, "i.payload": m} for m in messages], WATCH,
+                 extra=3)
+    assert config.ptr_read_latency == 0
+    assert transfers(trace, "o") == [
+        (cycle, {"values": message["args"]["act"]["values"]})
+        for cycle, message in enumerate(messages) if message["kind"] == Kind.ACT]
+    assert not any(step["busy"] for step in trace)
 
 
 def test_constructor_errors():

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from amaranth.hdl import Signal
 
-from openese.hdl.layouts import Kind
+from openese.hdl.layouts import Kind, marker_layout
 from openese.hdl.sequencer import Sequencer
 from openese.model.config import EngineConfig
 from openese.model.program import Op, encode, instruction_bits
 
-from .helpers import SMALL, plain, simulate
+from .helpers import SMALL, marker_parts, plain, recurrent, simulate
 
 N = SMALL.n_pes
 #: Which of the arguments a message of each kind has.
-ARGUMENTS = {Kind.ACT: "act", Kind.SCAN: "scan", Kind.FEED: "scan", Kind.WRITE: "write",
+ARGUMENTS = {Kind.ACT: "act", Kind.SCAN: "scan", Kind.MARK: "mark", Kind.WRITE: "write",
              Kind.CELL: "write"}
 #: Where input vectors lie.
 REGIONS = 0, 5
@@ -85,9 +85,11 @@ class Machine:
     Attributes
     ----------
     messages
-        (cycle, kind, fields) of all broadcasts, the fields of a route among those of its scan. Of
-        WRITEs for one row after the other, cycle after cycle, the first stands for all, and
-        ``rows`` in its fields counts them.
+        (cycle, kind, fields) of all broadcasts. Of WRITEs for one row after the other, cycle after
+        cycle, the first stands for all, and ``rows`` in its fields counts them. The first part of
+        a marker stands for all, with the fields of the marker.
+    parts
+        (cycle, part, last) of all parts of markers.
     outputs
         (cycle, data, last); of several channels, data is a list.
     released, finished, computing, writing, idle, cells_idle
@@ -98,7 +100,7 @@ class Machine:
                  run=lambda cycle: True, full=lambda cycle: True, input_act=lambda cycle: 0,
                  stalls=0.0, gaps=0.0, output_stalls=0.0, seed=0, load=(), reset_at=None,
                  arrivals=None, restarts=(), calls=None, cell_work=0):
-        self.messages, self.outputs = [], []
+        self.messages, self.outputs, self.parts = [], [], []
         self.released, self.finished, self.computing = [], [], []
         self.writing, self.idle, self.cells_idle = [], [], []
         self.cells = cells = Cells(config, cell_work, gaps, seed)
@@ -145,8 +147,9 @@ class Machine:
                     message = plain(ctx.get(dut.o.payload))
                     kind = message["kind"]
                     fields = message["args"][ARGUMENTS[kind]]
-                    fields |= fields.pop("route", {})
-                    if (cycle, kind, fields) == next_row:
+                    if kind == Kind.MARK:
+                        self._add_part(config, cycle, fields)
+                    elif (cycle, kind, fields) == next_row:
                         self.messages[-1][2]["rows"] += 1
                     else:
                         counted = {"rows": 1} if kind == Kind.WRITE else {}
@@ -157,12 +160,12 @@ class Machine:
                         assert items == [], "scan during a scan"
                         items = self._items(config, memory, fields)
                         begin = cycle + config.scan_latency
-                    elif kind != Kind.FEED:
+                    elif kind != Kind.MARK or config.recurrent:
                         # What is seen from `drain_wait` on is the truth.
                         unsure |= set(range(cycle + 1, cycle + config.drain_wait))
                         settled = max(settled, cycle + config.drain_wait + work - 1)
-                        assert not (kind in (Kind.ACT, Kind.CELL) and stall), (
-                            "column in spite of a stall")
+                    assert not (kind in (Kind.ACT, Kind.MARK, Kind.CELL) and stall), (
+                        "column or marker in spite of a stall")
                 if offering and ctx.get(dut.i_scan.ready):
                     items.pop(0)
                     offering = False
@@ -188,6 +191,20 @@ class Machine:
                 await ctx.tick()
 
         simulate(dut, testbench, reset=reset)
+
+    def _add_part(self, config, cycle: int, part: dict) -> None:
+        """Put the parts of a marker together."""
+        if not self.parts or self.parts[-1][2]:
+            self.messages.append((cycle, Kind.MARK, {}))
+        else:
+            assert self.messages[-1][1] == Kind.MARK, "a message between the parts of a marker"
+        self.parts.append((cycle, part["part"], part["last"]))
+        if part["last"]:
+            parts = [part for _, part, _ in self.parts[-config.marker_parts:]]
+            layout, width = marker_layout(config), config.channels * config.act_bits
+            bits = sum(part << width * k for k, part in enumerate(parts))
+            fields = plain(layout.from_bits(bits))
+            self.messages[-1][2].update(fields.pop("route") | fields)
 
     def _waiting(self, arrivals):
         """Whether a vector waits in a cycle."""
@@ -300,7 +317,8 @@ def test_a_pass_cycle_by_cycle(work):
                       full=lambda cycle: cycle < 40, input_act=lambda cycle: 0)
     start = FIRST + work  # the clearing keeps the PEs busy as well
     assert machine.of(Kind.SCAN)[0] == (start, {
-        "act": 0, "rows": 5, "rem": N, "codebook": 2, "code_sel": 1, "dense": 0})
+        "act": 0, "rows": 5, "rem": N, "dense": 0})
+    assert machine.of(Kind.MARK)[0] == (start + 1, {"codebook": 2, "code_sel": 1})
     # Row 1 is all zero and takes one item.
     expected, cycle = [], start + SMALL.scan_latency
     for row in range(5):
@@ -318,7 +336,10 @@ def test_a_pass_cycle_by_cycle(work):
         "act": 11, "acc": 0, "rows": 4, "bias": 3, "shift": 5, "relu": 1, "discard": 0})
     given = written + 4 - 1 + SMALL.drain_wait + work + 1
     assert machine.of(Kind.SCAN)[1] == (given, {
-        "act": 1, "rows": 2, "rem": 2, "codebook": 0, "code_sel": 0, "dense": 1})
+        "act": 1, "rows": 2, "rem": 2, "dense": 1})
+    # What is given out needs no marker.
+    assert all(cycle < written or cycle > given + SMALL.scan_latency
+               for cycle, _ in machine.of(Kind.MARK))
     assert machine.writing == [*range(FIRST - 2 + work), *range(written, given)]
     first = given + SMALL.scan_latency
     values = MEMORY[N:N + N + 2]
@@ -347,7 +368,8 @@ def test_program_of_one_instruction(instruction):
     machine = Machine([instruction], 60, memory=MEMORY)
     assert len(machine.finished) > 2
     assert machine.finished == sorted(machine.finished)
-    starts = [cycle for cycle, kind, _ in machine.messages if cycle and kind != Kind.ACT]
+    starts = [cycle for cycle, kind, _ in machine.messages
+              if cycle and kind not in (Kind.ACT, Kind.MARK)]
     # The next pass starts in the cycle after the end of the one before.
     assert starts[1:] == [cycle + 1 for cycle in machine.finished[:len(starts) - 1]]
     assert machine.computing == list(range(FIRST, 60))
@@ -386,8 +408,8 @@ def test_random_stalls_change_nothing_but_time(rem, stalls, gaps, output_stalls)
     assert [(value, last) for _, value, last in machine.outputs][:passes * len(vector)] == [
         (value, int(k == len(vector) - 1)) for k, value in enumerate(vector)] * passes
     kinds = [kind for cycle, kind, _ in machine.messages if cycle and kind != Kind.ACT]
-    order = [Kind.SCAN, Kind.WRITE, Kind.SCAN, Kind.WRITE, Kind.SCAN]
-    assert kinds[:5 * passes] == order * passes
+    order = [Kind.SCAN, Kind.MARK, Kind.WRITE, Kind.SCAN, Kind.MARK, Kind.WRITE, Kind.SCAN]
+    assert kinds[:7 * passes] == order * passes
     # Not even a WRITE is interrupted: the rows of a stalled one would count as two.
     writes = [(fields["act"], fields["rows"], fields["bias"])
               for _, fields in machine.of(Kind.WRITE)]
@@ -414,8 +436,9 @@ def test_without_pointers_every_activation_is_broadcast():
                encode(config, op=Op.OUTPUT, rows=1, rem=1, last=1)]
     machine = Machine(program, 80, config=config, memory=MEMORY, stalls=0.2,
                       run=lambda cycle: cycle < FIRST + 2)
-    assert machine.of(Kind.SCAN)[0][1] == {"act": 0, "rows": 5, "rem": 2, "codebook": 0,
-                                           "code_sel": 2, "dense": 1, "spmat": 77}
+    assert machine.of(Kind.SCAN)[0][1] == {"act": 0, "rows": 5, "rem": 2, "dense": 1}
+    assert [fields for _, fields in machine.of(Kind.MARK)] == [
+        {"codebook": 0, "code_sel": 2, "spmat": 77}]
     assert [fields for _, fields in machine.of(Kind.ACT)] == [
         {"values": [value]} for value in MEMORY[:4 * N + 2]]
     assert [(data, last) for _, data, last in machine.outputs] == [(MEMORY[0], 1)]
@@ -425,8 +448,52 @@ def test_direct_weights_have_no_codebook():
     config = SMALL.with_(direct_weights=True)
     program = [encode(config, op=Op.SPMV, rows=1, rem=2, code_sel=1, align=3, last=1)]
     machine = Machine(program, 60, config=config, memory=MEMORY)
-    assert machine.of(Kind.SCAN)[0][1] == {"act": 0, "rows": 1, "rem": 2, "code_sel": 1,
-                                           "align": 3, "dense": 0}
+    assert machine.of(Kind.SCAN)[0][1] == {"act": 0, "rows": 1, "rem": 2, "dense": 0}
+    assert machine.of(Kind.MARK)[0][1] == {"code_sel": 1, "align": 3}
+
+
+#: Engines by the parts of their markers.
+PARTS = [
+    (SMALL, 1), (SMALL.with_(pointers=False), 1), (SMALL.with_(pointers=False, act_bits=8), 2),
+    (SMALL.with_(pointers=False, act_bits=5), 3), (recurrent(), 1),
+    (recurrent(pointers=False, act_bits=8), 2),
+    (recurrent(pointers=False, act_bits=8, spmat_depth=5000), 3),
+    (recurrent(pointers=False, channels=32), 1),
+    (recurrent(pointers=False, channels=32, spmat_depth=1 << 18, codebooks=64), 1)]
+
+
+@pytest.mark.parametrize("stalls", [0.0, 0.7])
+@pytest.mark.parametrize(("config", "count"), PARTS)
+def test_parts_of_markers(config, count, stalls):
+    """Lowest first, none of them during a stall, and the columns behind the last."""
+    where = {} if config.pointers else {"spmat": config.spmat_depth - 3}
+    accs = {"acc": 11, "acc_odd": 5} if config.recurrent else {}
+    program = [encode(config, op=Op.SPMV, rows=2, rem=1, code_sel=2, codebook=1, **where, **accs),
+               encode(config, op=Op.SPMV, rows=1, rem=2, act=3, code_sel=1, codebook=2, **accs,
+                      last=1)]
+    machine = Machine(program, 400, config=config, memory=MEMORY, stalls=stalls, seed=count)
+    assert config.marker_parts == count
+    found = machine.parts[:6 * count]
+    assert [last for _, _, last in found] == [*[0] * (count - 1), 1] * 6
+    # The order of the fields is that of the layout, whose proof is elsewhere.
+    routes = [{"acc": (11, 5)[number % 2]} if config.recurrent else {} for number in range(3)]
+    routes = [matrix | route for route in routes for matrix in (
+        {"code_sel": 2, "codebook": 1, **where},
+        {"code_sel": 1, "codebook": 2, **dict.fromkeys(where, 0)})]
+    assert [part for _, part, _ in found] == [
+        part for route in routes for part in marker_parts(config, **route)]
+    kinds = [(cycle, kind) for cycle, kind, _ in machine.messages if cycle]
+    scans = [cycle for cycle, kind in kinds if kind == Kind.SCAN]
+    for k, scan in enumerate(scans[:6]):
+        cycles = [cycle for cycle, *_ in found[k * count:(k + 1) * count]]
+        if stalls:
+            assert cycles[0] > scan
+        else:
+            assert cycles == list(range(scan + 1, scan + 1 + count))
+        begin = next(cycle for cycle, kind in kinds if kind == Kind.ACT and cycle > scan)
+        assert begin > cycles[-1]
+        if not stalls:
+            assert begin == max(scan + config.scan_latency, cycles[-1] + 1)
 
 
 def test_waiting_for_input():

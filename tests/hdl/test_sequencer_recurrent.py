@@ -40,9 +40,16 @@ def run(program, cycles: int, **arguments) -> Machine:
 
 
 def events(machine: Machine) -> list[tuple]:
-    """(kind, act, acc) of all messages but columns and the clearing after reset."""
-    return [(kind, fields.get("act"), fields["acc"])
+    """Kind of all messages but columns and the clearing after reset, with the place that a scan
+    begins at, or the accumulator of the others."""
+    return [(kind, fields["act" if kind == Kind.SCAN else "acc"])
             for cycle, kind, fields in machine.messages if cycle and kind != Kind.ACT]
+
+
+def instructions(machine: Machine, since: int = 1) -> list[tuple]:
+    """(cycle, kind, fields) of the messages that begin an instruction."""
+    return [message for message in machine.messages
+            if message[0] >= since and message[1] not in (Kind.ACT, Kind.MARK)]
 
 
 def scan_cycles(act: int, rows: int, rem: int) -> int:
@@ -59,11 +66,11 @@ def test_passes_of_a_layer_whose_inputs_are_there():
     """Only the first pass computes the state's part; the next input is taken beside the cell."""
     machine = run(LAYER, 300, arrivals=[0, 1, 2, 3], cell_work=20)
     assert events(machine) == [
-        (Kind.SCAN, 3, 1), (Kind.SCAN, REGIONS[0], 1), (Kind.CELL, None, 1),
-        (Kind.SCAN, REGIONS[1], 6), (Kind.FEED, 0, 6),
-        (Kind.CELL, None, 6), (Kind.SCAN, REGIONS[0], 1), (Kind.FEED, 0, 1),
-        (Kind.CELL, None, 1), (Kind.SCAN, REGIONS[1], 6), (Kind.FEED, 0, 6),
-        (Kind.CELL, None, 6), (Kind.FEED, 0, 1)]
+        (Kind.SCAN, 3), (Kind.MARK, 1), (Kind.SCAN, REGIONS[0]), (Kind.MARK, 1), (Kind.CELL, 1),
+        (Kind.SCAN, REGIONS[1]), (Kind.MARK, 6), (Kind.MARK, 6),
+        (Kind.CELL, 6), (Kind.SCAN, REGIONS[0]), (Kind.MARK, 1), (Kind.MARK, 1),
+        (Kind.CELL, 1), (Kind.SCAN, REGIONS[1]), (Kind.MARK, 6), (Kind.MARK, 6),
+        (Kind.CELL, 6), (Kind.MARK, 1)]
     assert len(machine.finished) == len(machine.released) == 4
     # Channels with a step are those of the pass's own vector, whenever it was read.
     assert [active for _, _, active in machine.cells.starts] == [1, 2, 3, 4]
@@ -84,21 +91,24 @@ def test_passes_of_a_layer_whose_inputs_are_there():
 
 def test_cycle_by_cycle():
     machine = run(LAYER, 120, arrivals=[0, 1], cell_work=11)
-    starts = [cycle for cycle, kind, _ in machine.messages if cycle and kind != Kind.ACT]
+    starts = [cycle for cycle, *_ in instructions(machine)]
     hidden = FIRST
     vector = hidden + CONFIG.scan_latency + scan_cycles(3, 2, 2)
     cell = vector + CONFIG.scan_latency + scan_cycles(REGIONS[0], 2, N)
     # An instruction that goes on at once takes two cycles.
     ahead = cell + 2
     back = ahead + CONFIG.scan_latency + scan_cycles(REGIONS[1], 2, N)
-    assert starts[:5] == [hidden, vector, cell, ahead, back]
+    assert starts[:4] == [hidden, vector, cell, ahead]
+    # Columns from the feed are announced by nothing but their marker.
+    assert [cycle for cycle, _ in machine.of(Kind.MARK)][:4] == [
+        cycle + 1 for cycle in (hidden, vector, ahead, back)]
     assert machine.released[0] == cell - 1
     # The pass ends with the last result, and two instructions of the next are passed over.
-    given = max(back + 1, cell + 12) + N + 2 - 1
+    given = max(back + 2, cell + 12) + N + 2 - 1
     assert machine.finished[0] == given
     assert machine.released[1] == given + 3
     # By then the cell has settled; if not, the next waits.
-    assert starts[5] == given + 5
+    assert starts[4] == given + 5
     assert machine.computing[:given + 6 - FIRST] == list(range(FIRST, given + 6))
 
 
@@ -122,8 +132,9 @@ def test_columns_come_from_the_feed():
             assert [(fields["ptr"], fields["values"]) for fields in sent] == columns
         else:
             assert [fields["values"] for fields in sent] == [item["values"] for item in results]
-            assert machine.of(Kind.FEED)[0][1]["spmat"] == 44
-        assert machine.of(Kind.FEED)[0][1]["code_sel"] == 1
+            assert machine.of(Kind.MARK)[0][1]["spmat"] == 44
+        assert machine.of(Kind.MARK)[0][1]["code_sel"] == 1
+        assert machine.of(Kind.SCAN) == []
         assert len(machine.finished) == 1
 
 
@@ -131,11 +142,12 @@ def test_prefetch_only_of_a_vector_that_is_there():
     # The second vector comes too late for the first pass, the third in time for the second.
     machine = run(LAYER, 400, arrivals=[0, 150, 151, 300], cell_work=5)
     assert events(machine) == [
-        (Kind.SCAN, 3, 1), (Kind.SCAN, REGIONS[0], 1), (Kind.CELL, None, 1), (Kind.FEED, 0, 6),
-        (Kind.SCAN, REGIONS[1], 6), (Kind.CELL, None, 6), (Kind.SCAN, REGIONS[0], 1),
-        (Kind.FEED, 0, 1),
-        (Kind.CELL, None, 1), (Kind.FEED, 0, 6),
-        (Kind.SCAN, REGIONS[1], 6), (Kind.CELL, None, 6), (Kind.FEED, 0, 1)]
+        (Kind.SCAN, 3), (Kind.MARK, 1), (Kind.SCAN, REGIONS[0]), (Kind.MARK, 1), (Kind.CELL, 1),
+        (Kind.MARK, 6),
+        (Kind.SCAN, REGIONS[1]), (Kind.MARK, 6), (Kind.CELL, 6), (Kind.SCAN, REGIONS[0]),
+        (Kind.MARK, 1), (Kind.MARK, 1),
+        (Kind.CELL, 1), (Kind.MARK, 6),
+        (Kind.SCAN, REGIONS[1]), (Kind.MARK, 6), (Kind.CELL, 6), (Kind.MARK, 1)]
     assert [active for _, _, active in machine.cells.starts] == [1, 2, 3, 4]
     scans = [cycle for cycle, kind, fields in machine.messages
              if kind == Kind.SCAN and fields["act"] == REGIONS[1]]
@@ -150,7 +162,7 @@ def test_prefetch_only_of_a_vector_that_is_there():
 def test_sync_waits_for_the_element_wise_unit(op, sync, cell_work):
     program = [code(Op.CELL, rows=1, rem=1, flow=1), code(op, rows=1, rem=1, sync=sync, last=1)]
     machine = run(program, 120, cell_work=cell_work, run=lambda cycle: cycle < FIRST + 1)
-    cell, after = [cycle for cycle, kind, _ in machine.messages if cycle and kind != Kind.ACT][:2]
+    cell, after = [cycle for cycle, *_ in instructions(machine)][:2]
     # The command arrives a cycle later; from then on the unit is at work.
     ready = cell + 2 + cell_work
     assert after == (max(cell + 2, ready) if sync else cell + 2)
@@ -202,7 +214,7 @@ def test_accumulators_alternate():
                code(Op.CELL, rows=1, rem=1, acc=6, acc_odd=7, flow=1, last=1)]
     machine = run(program, 300)
     found = [fields["acc"] for cycle, kind, fields in machine.messages
-             if cycle and kind != Kind.ACT]
+             if cycle and kind in (Kind.MARK, Kind.CELL)]
     assert found[:12] == [2, 4, 6, 3, 5, 7, 2, 4, 6, 3, 5, 7]
 
 
@@ -217,12 +229,12 @@ def test_loads_clear_what_passes_have_left():
     before = [event for event in events(machine) if event[0] != Kind.WRITE]
     passes = sum(cycle < again for cycle in machine.finished)
     assert passes == 2
-    later = [(kind, fields.get("act")) for cycle, kind, fields in machine.messages
-             if cycle > again + 1 and kind != Kind.ACT]
+    later = [(kind, fields.get("act"))
+             for _, kind, fields in instructions(machine, again + 2)]
     # The parity of passes goes on; what was computed ahead is computed again.
     assert later[:3] == [(Kind.SCAN, 3), (Kind.SCAN, REGIONS[0]), (Kind.CELL, None)]
     assert len(machine.finished) == 4
-    assert before[0] == (Kind.SCAN, 3, 1)
+    assert before[:2] == [(Kind.SCAN, 3), (Kind.MARK, 1)]
 
 
 def test_a_load_forgets_what_was_prefetched():
@@ -236,8 +248,7 @@ def test_a_load_forgets_what_was_prefetched():
         ahead = [fields["act"] for cycle, kind, fields in machine.messages
                  if kind == Kind.SCAN and cycle < 200]
         assert ahead == [3, REGIONS[0], REGIONS[1]]
-        after = [kind for cycle, kind, fields in machine.messages
-                 if cycle >= 200 and kind not in (Kind.ACT, Kind.WRITE)]
+        after = [kind for _, kind, _ in instructions(machine, 200) if kind != Kind.WRITE]
         assert after[:len(expected)] == expected
         # Either way it is released once, and belongs to the second pass.
         assert len(machine.released) == 2
@@ -289,8 +300,7 @@ def test_routine():
     idle = [cycle for cycle in machine.idle if cycle > call]
     assert idle[0] == first + N + 2 * (2 + 3) + 1
     # The passes after it go on where those before have stopped: nothing is computed again.
-    later = [(kind, fields.get("act")) for cycle, kind, fields in machine.messages
-             if cycle >= 180 and kind != Kind.ACT]
+    later = [(kind, fields.get("act")) for _, kind, fields in instructions(machine, 180)]
     assert (Kind.SCAN, 3) not in later
     assert later[0] == (Kind.CELL, None)
     assert [command["op"] for _, command, _ in machine.cells.starts].count(Op.CELL) == 3
@@ -384,9 +394,12 @@ class Random:
                 if at == len(steps):
                     return passes
                 cycle, kind, found = steps[at]
+                marker = {"acc": acc} | {name: field[name] for name in ("code_sel", "codebook")
+                                         if name in field}
                 if field["prefetch"]:
-                    tag = (found.get("code_sel"), found.get("codebook"))
-                    if kind != Kind.SCAN or tag != (field["code_sel"], field["codebook"]):
+                    if kind == Kind.SCAN and at + 1 == len(steps):
+                        return passes
+                    if kind != Kind.SCAN or steps[at + 1][1:] != (Kind.MARK, marker):
                         continue  # no vector was there; other tests prove when
                     prefetched = True
                 assert cycle > settled, (field, cycle)
@@ -407,13 +420,19 @@ class Random:
                         name: field[name] for name in ("rows", "rem", "act", "base", "shift")}
                     assert active == vector % 8
                     continue
-                assert kind == (Kind.FEED if field["feed"] else Kind.SCAN), field
                 act = REGIONS[(vector - 1 + field["prefetch"]) % 2] if field["from_input"] else (
                     field["act"])
-                assert (found["act"], found["rows"], found["rem"], found["dense"], found["acc"],
-                        found["code_sel"]) == (
-                    act, field["rows"], field["rem"], int(op == Op.OUTPUT), acc,
-                    field.get("code_sel", 0))
+                if not field["feed"]:
+                    assert (kind, found) == (Kind.SCAN, {
+                        "act": act, "rows": field["rows"], "rem": field["rem"],
+                        "dense": int(op == Op.OUTPUT)}), field
+                    if op == Op.SPMV:
+                        if at == len(steps):
+                            return passes
+                        _, kind, found = steps[at]
+                        at += 1
+                if op == Op.SPMV:
+                    assert (kind, found) == (Kind.MARK, marker), field
                 count = (field["rows"] - 1) * N + field["rem"]
                 if field["feed"]:
                     items = [next(results, None) for _ in range(count)]

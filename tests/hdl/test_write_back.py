@@ -22,6 +22,7 @@ from .helpers import (
     SMALL,
     act_message,
     load_message,
+    mark_messages,
     plain,
     scan_message,
     simulate,
@@ -216,6 +217,7 @@ def test_rows_in_any_order_and_at_any_distance(config, gaps):
     """Accumulator, bias and place of the result are the message's own; others come between."""
     rng = np.random.default_rng(int(10 * gaps))
     others = [act_message(5, *[-1] * config.channels), scan_message(act=3, rows=2),
+              *mark_messages(config, code_sel=1),
               load_message(Kind.LOAD_PTR, 0, 4, 3), load_message(Kind.LOAD_BIAS, 1, 4, 3),
               load_message(Kind.LOAD_CODEBOOK, 0, 4, 3), None]
     biases = (4 * rng.integers(-500, 500, config.bias_depth)).tolist()

@@ -134,6 +134,36 @@ def test_derived_widths():
     assert EngineConfig(n_pes=1).pe_bits == 1
 
 
+@pytest.mark.parametrize(("changes", "bits", "parts"), [
+    # One code width takes a bit as well, 4 codebooks take 2.
+    ({}, 1 + 2, 1),
+    ({"pointers": False}, 1 + 2 + 11, 1),
+    ({"pointers": False, "act_bits": 14}, 1 + 2 + 11, 1),
+    ({"pointers": False, "act_bits": 13}, 1 + 2 + 11, 2),
+    ({"pointers": False, "act_bits": 4}, 1 + 2 + 11, 4),
+    ({"codebooks": 1, "min_code_bits": 1}, 2 + 1, 1),
+    # First accumulator of 64, alignment from 0 to 12.
+    ({"state_depth": 9}, 1 + 2 + 6, 1),
+    ({"state_depth": 9, "pointers": False}, 1 + 2 + 6 + 11, 2),
+    ({"state_depth": 9, "pointers": False, "act_bits": 8}, 1 + 2 + 6 + 11, 3),
+    ({"state_depth": 9, "pointers": False, "channels": 32}, 1 + 2 + 6 + 11, 1),
+    ({"state_depth": 9, "pointers": False, "direct_weights": True}, 1 + 4 + 6 + 11, 2),
+])
+def test_markers_take_as_many_parts_as_they_must(changes, bits, parts):
+    config = EngineConfig(n_pes=6, **changes)
+    assert (config.marker_bits, config.marker_parts) == (bits, parts)
+
+
+def test_activations_are_central_where_all_are_broadcast_and_none_written_by_pes():
+    config = EngineConfig(n_pes=64, state_depth=9, pointers=False)
+    assert config.central_acts
+    # Neither a tree to the PEs nor one back from them.
+    assert config.scan_latency == config.with_(n_pes=1).scan_latency == 3
+    for other in (config.with_(pointers=True), config.with_(state_depth=0)):
+        assert not other.central_acts
+        assert other.scan_latency > other.with_(n_pes=1).scan_latency > 3
+
+
 @settings(deadline=None)
 @given(st.integers(1, 256), st.integers(1, 2000))
 def test_rows_of_the_pes_add_up(n_pes, n):
