@@ -388,6 +388,13 @@ PRESETS: dict[str, EngineConfig] = {
                             bias_depth=1024, act_depth=16, acc_depth=72, codebooks=3,
                             weight_bits=12, acc_bits=28, shift_bits=2, pointers=False,
                             state_depth=1024, peephole_depth=1024),
+    # An LSTM of 128 units with projection to 64 and peepholes on an iCE40UP5K: weights of 8 bits in
+    # SPRAM, whose words have 16.
+    "lstm-up5k": EngineConfig(n_pes=4, queue_depth=1, entry_bits=13, code_bits=8, min_code_bits=8,
+                              spmat_depth=16384, ptr_depth=1, bias_depth=524, act_depth=32,
+                              acc_depth=148, act_bits=13, weight_bits=8, acc_bits=24, bias_bits=16,
+                              shift_base=6, shift_bits=2, direct_weights=True, pointers=False,
+                              state_depth=128, peephole_depth=128, serial_cells=True),
     # EIE's machine (ISCA 2016, section VI): 64 PEs with 131,072 entries each.
     "eie-64": EngineConfig(n_pes=64, spmat_depth=131072, ptr_depth=32768, bias_depth=256,
                            act_depth=1024, acc_depth=256, input_lanes=4),
