@@ -75,7 +75,8 @@ class Matrix:
 
     def route(self, number: int) -> dict:
         """A route; those of neighbouring numbers differ in everything."""
-        route = {"codebook": number % 3, "code_sel": number % 3, "acc": number % 12}
+        route = {"codebook": number % 3, "code_sel": number % 3,
+                 "acc": 1001 * number % self.config.acc_depth}
         return {name: route[name] for name, _ in route_layout(self.config)}
 
     def marker(self, column: int, number: int) -> dict:
@@ -334,15 +335,17 @@ RECURRENT = recurrent()
 STREAM = recurrent(pointers=False)
 #: Markers of two parts and of three.
 TWO = recurrent(pointers=False, act_bits=8)
-THREE = recurrent(pointers=False, act_bits=8, spmat_depth=5000)
+THREE = recurrent(pointers=False, act_bits=8, acc_depth=600)
+POINTERS_THREE = recurrent(act_bits=8, acc_depth=5000)
 LENGTHS = [1, 2, 3, 4, 1, 1, 5, 2, 2, 3, 1, 3, 3, 7, 1, 2, 1]
 
-of_kinds = pytest.mark.parametrize("config", [RECURRENT, STREAM, TWO, THREE],
-                                   ids=["pointers", "no pointers", "two parts", "three parts"])
+of_kinds = pytest.mark.parametrize("config", [RECURRENT, STREAM, TWO, THREE, POINTERS_THREE], ids=[
+    "pointers", "no pointers", "two parts", "three parts", "pointers, three parts"])
 
 
 def test_parts_of_markers():
-    assert [config.marker_parts for config in (RECURRENT, STREAM, TWO, THREE)] == [1, 1, 2, 3]
+    assert [config.marker_parts for config in (
+        RECURRENT, STREAM, TWO, THREE, POINTERS_THREE)] == [1, 1, 2, 3, 3]
 
 
 @of_kinds
@@ -366,8 +369,10 @@ def test_a_hold_at_any_time_only_delays(config):
         assert Tape(matrix, items, hold=lambda cycle, at=at: cycle == at).given == late, at
 
 
-@pytest.mark.parametrize("config", [RECURRENT, STREAM, recurrent(channels=3), TWO, THREE],
-                         ids=["pointers", "no pointers", "channels", "two parts", "three parts"])
+@pytest.mark.parametrize("config", [
+    RECURRENT, STREAM, recurrent(channels=3), TWO, THREE, POINTERS_THREE],
+    ids=["pointers", "no pointers", "channels", "two parts", "three parts",
+         "pointers, three parts"])
 @pytest.mark.parametrize("rate", [0.2, 0.5, 0.8])
 @pytest.mark.parametrize("gaps", [0.0, 0.5])
 def test_random_holds_markers_and_fences(config, rate, gaps):
@@ -528,7 +533,7 @@ FEED_FORWARD = {
     "two parts, pointers": SMALL.with_(act_bits=4, codebooks=5),
     "no pointers": SMALL.with_(pointers=False),
     "two parts": SMALL.with_(pointers=False, act_bits=8),
-    "three parts": SMALL.with_(pointers=False, act_bits=5),
+    "three parts": SMALL.with_(pointers=False, act_bits=4),
     "32 channels": SMALL.with_(pointers=False, channels=32),
 }
 

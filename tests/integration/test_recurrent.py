@@ -52,9 +52,9 @@ ENGINES = {
     "1 PE": (1, 1, {}),
     "3 PEs, 2 channels": (3, 2, {"queue_depth": 2, "input_lanes": 3}),
     "8 PEs, no pointers": (8, 1, {"pointers": False, "input_lanes": 2}),
-    # Markers of several parts, and beats that are no power of two.
-    "6 PEs, no pointers, narrow activations": (6, 1, {
-        "pointers": False, "act_bits": 8, "input_lanes": 3, "queue_depth": 2}),
+    # Markers of two parts, and beats whose lanes are no power of two.
+    "6 PEs, no pointers, 3 lanes": (6, 1, {
+        "pointers": False, "input_lanes": 3, "queue_depth": 2}),
     "8 PEs, 5 channels, direct": (8, 5, {"direct_weights": True, "queue_depth": 1}),
     "32 PEs, direct, no pointers": (32, 1, {"direct_weights": True, "pointers": False}),
     "64 PEs": (64, 1, {"input_lanes": 4}),
