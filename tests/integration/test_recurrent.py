@@ -3,17 +3,20 @@ integer reference, for all cells and options, one engine running one network aft
 """
 
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib.resources import files
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import openese
 from openese.hdl.engine import Engine
 from openese.hdl.layouts import act_signature
 from openese.model import host
 from openese.model.compile import compile_network, size_for
-from openese.model.config import EngineConfig
+from openese.model.config import PRESETS, EngineConfig
 from openese.model.network import CompressedBidirectional, CompressedNetwork
 from openese.model.quantise import quantise
 from openese.model.random_network import RandomLayer, random_inputs, random_recurrent
@@ -269,3 +272,18 @@ def test_amaranths_simulator_and_verilator_agree():
                for backend in ("amaranth", "verilator")]
     assert [report.mismatches for report in reports] == [0, 0]
     assert reports[0].cycles == reports[1].cycles
+
+
+def test_shipped_spoken_digits_on_the_engine_for_an_ice40():
+    """The binary points of 16-bit activations moved to those of 13 bits; weights of 8 bits."""
+    shipped = openese.load(files("openese.data") / "spoken_digits.ese")
+    lost = shipped.act_bits - 13
+    network = replace(shipped, act_bits=13, in_frac=shipped.in_frac - lost, layers=[
+        replace(layer, **{name: getattr(layer, name) - lost for name in ("out_frac", "cell_frac")
+                          if hasattr(layer, name)}) for layer in shipped.layers])
+    config = PRESETS["lstm-up5k"]
+    quantised = quantise(network, config)
+    raw = np.random.default_rng(5).integers(-2048, 2048, (4, network.in_features))
+    report = run_engine(compile_network(quantised, config), raw, run_reference(quantised, raw))
+    assert report.mismatches == 0
+    assert report.outputs > 4 * 10
