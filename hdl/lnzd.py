@@ -1,5 +1,8 @@
 """Leading-non-zero detection: a tree of 4-input nodes over the PEs (EIE, section IV)."""
 
+from functools import reduce
+from operator import or_
+
 from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -24,6 +27,8 @@ class LnzdNode(wiring.Component):
     children that still have items in the row have one at hand, and gives the non-zero items in
     lane order, or a single zero item when the whole row is zero. "Non-zero" means not equal to
     zero: negative activations pass.
+
+    The output is registered in both directions, the inputs are not: a child's registers are near.
 
     Latency: 1 cycle. Throughput: 1 item per cycle; a row takes ``max(1, non-zeros)`` cycles.
 
@@ -63,41 +68,37 @@ class LnzdNode(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         count = self._children
-        heads = []
-        for k, port in enumerate(self.i):
-            m.submodules[f"input_{k}"] = skid = Skid(port.payload.shape())
-            wiring.connect(m, wiring.flipped(port), skid.i)
-            heads.append(skid.o)
+        heads = [wiring.flipped(port) for port in self.i]
+        m.submodules.output = output = Skid(self.o.payload.shape())
+        wiring.connect(m, output.o, wiring.flipped(self.o))
 
         # Children whose items of this row have all been taken.
         done = Signal(count)
         pending = Signal(count)
-        pick = Signal(range(ARITY))
-        m.d.comb += pending.eq(Cat(head.payload.nonzero for head in heads) & ~done)
-        for k in reversed(range(count)):
-            with m.If(pending[k]):
-                m.d.comb += pick.eq(k)
-
-        item = self.o.payload
+        pick = Signal(count)  # the first of them; one-hot, which makes the selection cheapest
         last = Signal(count)
         finished = Signal(count)
+        item = output.i.payload
         m.d.comb += [
+            pending.eq(Cat(head.payload.nonzero for head in heads) & ~done),
+            pick.eq(Cat(pending[k] & ~pending[:k].any() for k in range(count))),
             last.eq(Cat(head.payload.last for head in heads)),
-            finished.eq(done | ~pending | (Cat(pick == k for k in range(count)) & last)),
-            self.o.valid.eq((Cat(head.valid for head in heads) | done).all()),
+            finished.eq(done | ~pending | (pick & last)),
+            output.i.valid.eq((Cat(head.valid for head in heads) | done).all()),
             item.nonzero.eq(pending.any()), item.last.eq(finished.all()),
         ]
-        with m.Switch(pick):
-            for k, head in enumerate(heads):
-                with m.Case(k):
-                    m.d.comb += item.values.eq(head.payload.values)
-                    m.d.comb += item.lane.eq(
-                        Cat(head.payload.lane, Const(k, 2)) if self._lane_bits else k)
+        lanes = [Cat(head.payload.lane, Const(k, 2)) if self._lane_bits else Const(k, 2)
+                 for k, head in enumerate(heads)]
+        for out, choices in (
+                (item.values, [head.payload.values for head in heads]), (item.lane, lanes)):
+            m.d.comb += Value.cast(out).eq(reduce(or_, (
+                Mux(chosen, Value.cast(choice).as_unsigned(), 0)
+                for chosen, choice in zip(pick, choices, strict=True))))
 
-        take = self.o.valid & self.o.ready
+        take = output.i.valid & output.i.ready
         for k, head in enumerate(heads):
             # A child's zero row is dropped together with whichever item is taken.
-            m.d.comb += head.ready.eq(take & ~done[k] & ((pick == k) | ~pending[k]))
+            m.d.comb += head.ready.eq(take & ~done[k] & (pick[k] | ~pending[k]))
         with m.If(take):
             m.d.sync += done.eq(Mux(finished.all(), 0, finished))
         return m
@@ -106,9 +107,10 @@ class LnzdNode(wiring.Component):
 class LnzdTree(wiring.Component):
     """The tree over all leaves: rows of activations in, their non-zero elements out in order.
 
-    Latency: ``config.lnzd_levels`` cycles: a level is 1, the first one is in the clusters, and
-    the root's items come from a buffer. Throughput: a row takes ``max(1, non-zeros)``
-    cycles.
+    Its levels are far apart on a large device: an item has a cycle for nothing but the way there.
+
+    Latency: ``config.lnzd_latency - 1`` cycles: 2 each level; the first one is in the clusters.
+    Throughput: a row takes ``max(1, non-zeros)`` cycles.
 
     Parameters
     ----------
@@ -144,11 +146,12 @@ class LnzdTree(wiring.Component):
                 children = heads[k:k + ARITY]
                 node = LnzdNode(self._config, len(children), 2 * level)
                 m.submodules[f"node_{level}_{k // ARITY}"] = node
-                for head, port in zip(children, node.i, strict=True):
-                    wiring.connect(m, head, port)
+                for j, (head, port) in enumerate(zip(children, node.i, strict=True)):
+                    skid = Skid(head.payload.shape())
+                    m.submodules[f"input_{level}_{k + j}"] = skid
+                    wiring.connect(m, head, skid.i)
+                    wiring.connect(m, skid.o, port)
                 nodes.append(node)
             heads = [node.o for node in nodes]
-        m.submodules.root = root = Skid(self.o.payload.shape())
-        wiring.connect(m, heads[0], root.i)
-        wiring.connect(m, root.o, wiring.flipped(self.o))
+        wiring.connect(m, heads[0], wiring.flipped(self.o))
         return m

@@ -567,7 +567,7 @@ class _Engine:
                 self._outputs.append(out)
             if cell is not None:
                 self._cells.start(cycle, cell)
-            self._inputs.advance(writing or self._writing or beat, self._release)
+            self._inputs.advance(writing or beat, self._release)
             cycle += 1
         outputs = np.array(self._outputs, dtype=np.int64).reshape(self._n, -1)
         vector = np.searchsorted(outputs[:, -1], self._exposed)

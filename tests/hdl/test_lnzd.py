@@ -9,7 +9,6 @@ from amaranth.lib.wiring import In, Out
 
 from openese.hdl.layouts import scan_layout
 from openese.hdl.lnzd import ARITY, LnzdNode, LnzdTree
-from openese.model.config import LNZD_ROOT_LATENCY
 from openese.sim import simulation
 from openese.sim.streams import pack, random_stalls
 
@@ -112,7 +111,7 @@ def test_one_item_per_cycle_after_the_levels(leaves, density):
     got = run(Whole(config), leaf_items(rows))
     assert taken(got) == expected
     # No bubble within rows, between rows, or between scans.
-    first = LNZD_ROOT_LATENCY + config.lnzd_levels
+    first = config.lnzd_latency
     assert [cycle for cycle, _ in got] == list(range(first, first + len(expected)))
 
 
@@ -174,7 +173,7 @@ def test_every_pattern_of_a_row_of_four():
     expected = expected_items(rows)
     got = run(Whole(SMALL.with_(n_pes=4)), leaf_items(rows))
     assert taken(got) == expected
-    assert [cycle for cycle, _ in got] == list(range(2, 2 + len(expected)))
+    assert [cycle for cycle, _ in got] == list(range(1, 1 + len(expected)))
 
 
 @pytest.mark.parametrize("children", [1, 2, 3, 4])
@@ -208,8 +207,7 @@ def test_node_waits_for_every_child_that_has_items_left():
     script = [waiting] * 4 + [{**waiting, "i.0.valid": 1, "i.0.payload": zero}, {"o.ready": 1}]
     trace = play(LnzdNode(SMALL, 2, 0), script, ["o.valid", "o.payload", "i.1.ready"])
     assert transfers(trace, "o") == [(5, {**one, "lane": 1})]
-    # Two wait in the child's buffer.
-    assert [step["i.1.ready"] for step in trace] == [1, 1, 0, 0, 0, 0]
+    assert [step["i.1.ready"] for step in trace] == [0, 0, 0, 0, 1, 0]
 
 
 def test_ready_does_not_wait_for_the_output():
