@@ -14,7 +14,7 @@ from .fan import ARITY, Relay, StatusNode
 from .gather import sum_layout
 from .layouts import broadcast_signature, scan_layout, status_layout, values_layout
 from .lnzd import ARITY as LNZD_ARITY
-from .lnzd import LnzdNode
+from .lnzd import LnzdLeaf
 from .pe import ProcessingElement
 
 __all__ = ["Cluster", "cluster_lanes", "cluster_sizes", "spread_signature"]
@@ -47,7 +47,7 @@ class Cluster(wiring.Component):
     comes through a register of the cluster's own: one net to all registers of an engine would be
     its slowest.
 
-    Latency: 1 cycle each for what goes through a tree.
+    Latency: 1 cycle each for what goes through a tree, of a scan 2.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ class Cluster(wiring.Component):
         relay = place("relay", Relay(broadcast_signature(config)))
         beat = place("input_relay", Relay(spread_signature(config)))
         status = place("status", StatusNode(config, size, 0))
-        leaves = [place(f"lnzd_{k}", LnzdNode(config, min(LNZD_ARITY, size - LNZD_ARITY * k), 0))
+        leaves = [place(f"lnzd_{k}", LnzdLeaf(config, min(LNZD_ARITY, size - LNZD_ARITY * k)))
                   for k in range(len(self.o))]
         wiring.connect(m, wiring.flipped(self.i), relay.i)
         wiring.connect(m, wiring.flipped(self.i_input), beat.i)

@@ -13,10 +13,95 @@ from .checks import checked_config
 from .layouts import scan_layout
 from .skid import Skid
 
-__all__ = ["ARITY", "LnzdNode", "LnzdTree"]
+__all__ = ["ARITY", "LnzdLeaf", "LnzdNode", "LnzdTree"]
 
 #: Children of a node.
 ARITY = 4
+
+
+def _checked_children(children: int) -> int:
+    if not 1 <= children <= ARITY:
+        raise ValueError(f"children must be 1 to {ARITY}, not {children!r}")
+    return children
+
+
+def _first(pending: Value) -> Value:
+    """The first bit that is set, and no other: one-hot selections are the cheapest."""
+    return Cat(bit & ~pending[:k].any() for k, bit in enumerate(pending))
+
+
+def _select(pick: Value, choices: list) -> Value:
+    """The choice that `pick` says, one-hot; 0 if it says none."""
+    return reduce(or_, (Mux(chosen, Value.cast(choice).as_unsigned(), 0)
+                        for chosen, choice in zip(pick, choices, strict=True)))
+
+
+class LnzdLeaf(wiring.Component):
+    """Takes the rows of up to four PEs and gives their activations one by one, without zeros.
+
+    The PEs scan in step: a row is taken from all of them in one cycle. Whether that is done hangs
+    on registers only, for the PEs and their memories are not near.
+
+    Latency: 2 cycles. Throughput: 1 item per cycle; a row takes ``max(1, non-zeros)`` cycles.
+
+    Parameters
+    ----------
+    config
+        Engine configuration.
+    children
+        1 to 4.
+
+    Members
+    -------
+    i : ``In(stream.Signature(scan_layout(config, 0))).array(children)``
+        All valid in the same cycles.
+    o : ``Out(stream.Signature(scan_layout(config, 2)))``
+
+    Raises
+    ------
+    TypeError
+        ``config`` is no `EngineConfig`.
+    ValueError
+        A number of children out of range.
+    """
+
+    def __init__(self, config: EngineConfig, children: int):
+        super().__init__({
+            "i": In(stream.Signature(scan_layout(checked_config(config), 0))).array(
+                _checked_children(children)),
+            "o": Out(stream.Signature(scan_layout(config, 2))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.output = output = Skid(self.o.payload.shape())
+        wiring.connect(m, output.o, wiring.flipped(self.o))
+
+        valid = Signal()
+        pending = Signal(len(self.i))  # items of the row that are still to be given
+        final = Signal()  # not more than one of them
+        row = [Signal.like(port.payload.values, reset_less=True, name=f"values_{k}")
+               for k, port in enumerate(self.i)]
+        pick = _first(pending)
+        item = output.i.payload
+        m.d.comb += [
+            output.i.valid.eq(valid), item.nonzero.eq(pending.any()), item.last.eq(final),
+            Value.cast(item.values).eq(_select(pick, row)),
+            item.lane.eq(_select(pick, [Const(k, 2) for k in range(len(row))])),
+        ]
+
+        advance = ~valid | (final & output.i.ready)
+        left = Mux(advance, Cat(port.payload.nonzero for port in self.i), pending & ~pick)
+        with m.If(advance | output.i.ready):
+            m.d.sync += [pending.eq(left), final.eq((left & ~_first(left)) == 0)]
+        with m.If(advance):
+            m.d.sync += valid.eq(self.i[0].valid)
+            m.d.sync += [word.eq(port.payload.values)
+                         for word, port in zip(row, self.i, strict=True)]
+        m.d.comb += [port.ready.eq(advance) for port in self.i]
+        valids = Cat(port.valid for port in self.i)
+        m.d.sync += Assert(valids.all() | ~valids.any(), "PEs are not in step")
+        return m
 
 
 class LnzdNode(wiring.Component):
@@ -28,7 +113,7 @@ class LnzdNode(wiring.Component):
     lane order, or a single zero item when the whole row is zero. "Non-zero" means not equal to
     zero: negative activations pass.
 
-    The output is registered in both directions, the inputs are not: a child's registers are near.
+    The output is registered in both directions. The inputs are not.
 
     Latency: 1 cycle. Throughput: 1 item per cycle; a row takes ``max(1, non-zeros)`` cycles.
 
@@ -55,19 +140,15 @@ class LnzdNode(wiring.Component):
     """
 
     def __init__(self, config: EngineConfig, children: int, lane_bits: int):
-        checked_config(config)
-        if not 1 <= children <= ARITY:
-            raise ValueError(f"children must be 1 to {ARITY}, not {children!r}")
-        self._children = children
-        self._lane_bits = lane_bits
         super().__init__({
-            "i": In(stream.Signature(scan_layout(config, lane_bits))).array(children),
+            "i": In(stream.Signature(scan_layout(checked_config(config), lane_bits))).array(
+                _checked_children(children)),
             "o": Out(stream.Signature(scan_layout(config, lane_bits + 2))),
         })
 
     def elaborate(self, platform):
         m = Module()
-        count = self._children
+        count = len(self.i)
         heads = [wiring.flipped(port) for port in self.i]
         m.submodules.output = output = Skid(self.o.payload.shape())
         wiring.connect(m, output.o, wiring.flipped(self.o))
@@ -75,25 +156,21 @@ class LnzdNode(wiring.Component):
         # Children whose items of this row have all been taken.
         done = Signal(count)
         pending = Signal(count)
-        pick = Signal(count)  # the first of them; one-hot, which makes the selection cheapest
+        pick = Signal(count)
         last = Signal(count)
         finished = Signal(count)
         item = output.i.payload
         m.d.comb += [
             pending.eq(Cat(head.payload.nonzero for head in heads) & ~done),
-            pick.eq(Cat(pending[k] & ~pending[:k].any() for k in range(count))),
+            pick.eq(_first(pending)),
             last.eq(Cat(head.payload.last for head in heads)),
             finished.eq(done | ~pending | (pick & last)),
             output.i.valid.eq((Cat(head.valid for head in heads) | done).all()),
             item.nonzero.eq(pending.any()), item.last.eq(finished.all()),
+            Value.cast(item.values).eq(_select(pick, [head.payload.values for head in heads])),
+            item.lane.eq(_select(pick, [Cat(head.payload.lane, Const(k, 2))
+                                        for k, head in enumerate(heads)])),
         ]
-        lanes = [Cat(head.payload.lane, Const(k, 2)) if self._lane_bits else Const(k, 2)
-                 for k, head in enumerate(heads)]
-        for out, choices in (
-                (item.values, [head.payload.values for head in heads]), (item.lane, lanes)):
-            m.d.comb += Value.cast(out).eq(reduce(or_, (
-                Mux(chosen, Value.cast(choice).as_unsigned(), 0)
-                for chosen, choice in zip(pick, choices, strict=True))))
 
         take = output.i.valid & output.i.ready
         for k, head in enumerate(heads):
@@ -109,7 +186,8 @@ class LnzdTree(wiring.Component):
 
     Its levels are far apart on a large device: an item has a cycle for nothing but the way there.
 
-    Latency: ``config.lnzd_latency - 1`` cycles: 2 each level; the first one is in the clusters.
+    Latency: ``config.lnzd_latency - 2`` cycles: 2 each level, of which the first is in the
+    clusters.
     Throughput: a row takes ``max(1, non-zeros)`` cycles.
 
     Parameters

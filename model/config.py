@@ -259,9 +259,9 @@ class EngineConfig:
 
     @property
     def lnzd_latency(self) -> int:
-        """From an activation at its node to its item at the root: a cycle each for the nodes and
-        for the ways between them."""
-        return 2 * self.lnzd_levels - 1
+        """From an activation of a PE to its item at the root: a cycle for each node and one for
+        the way to it."""
+        return 2 * self.lnzd_levels
 
     @property
     def broadcast_latency(self) -> int:
