@@ -37,7 +37,7 @@ from openese.hdl.gather import GatherTree
 from openese.hdl.host import HostInterface
 from openese.hdl.input_buffer import InputBuffer
 from openese.hdl.layouts import broadcast_signature
-from openese.hdl.lnzd import ARITY, LnzdNode
+from openese.hdl.lnzd import ARITY, LnzdLeaf
 from openese.hdl.multiply import Multiplier
 from openese.hdl.pe import ProcessingElement
 from openese.hdl.pre_activations import PreActivations
@@ -177,7 +177,7 @@ def units_of(config: EngineConfig) -> dict[str, Callable[[], wiring.Component]]:
         "act_memory": lambda: ActMemory(config),
         "act_store": lambda: ActStore(config),
         "relay": lambda: Relay(broadcast_signature(config)),
-        "lnzd_node": lambda: LnzdNode(config, min(ARITY, config.n_pes), 0),
+        "lnzd_leaf": lambda: LnzdLeaf(config, min(ARITY, config.n_pes)),
         "sequencer": lambda: Sequencer(config),
         "host": lambda: HostInterface(config),
         "input_buffer": lambda: InputBuffer(config),

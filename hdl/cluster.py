@@ -14,7 +14,7 @@ from .fan import ARITY, Relay, StatusNode
 from .gather import sum_layout
 from .layouts import broadcast_signature, scan_layout, status_layout, values_layout
 from .lnzd import ARITY as LNZD_ARITY
-from .lnzd import LnzdNode
+from .lnzd import LnzdLeaf
 from .pe import ProcessingElement
 
 __all__ = ["Cluster", "cluster_lanes", "cluster_sizes", "spread_signature"]
@@ -47,7 +47,7 @@ class Cluster(wiring.Component):
     comes through a register of the cluster's own: one net to all registers of an engine would be
     its slowest.
 
-    Latency: 1 cycle each for what goes through a tree.
+    Latency: 1 cycle each for what goes through a tree, of a scan 2.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ class Cluster(wiring.Component):
         config, size = self._config, len(self.pes)
         beat = place("input_relay", Relay(spread_signature(config)))
         wiring.connect(m, wiring.flipped(self.i_input), beat.i)
-        leaves = [place(f"lnzd_{k}", LnzdNode(config, min(LNZD_ARITY, size - LNZD_ARITY * k), 0))
+        leaves = [place(f"lnzd_{k}", LnzdLeaf(config, min(LNZD_ARITY, size - LNZD_ARITY * k)))
                   for k in range(len(self.o))]
         for k, pe in enumerate(self.pes):
             m.d.comb += [

@@ -115,7 +115,10 @@ class Engine(wiring.Component):
         wiring.connect(m, wiring.flipped(self.i_host), host.i)
         wiring.connect(m, host.o, wiring.flipped(self.o_host))
         wiring.connect(m, wiring.flipped(self.i_act), input_buffer.i)
-        wiring.connect(m, host.o_program, sequencer.i_load)
+        # A register, for the host interface decides late in a cycle whether a word is complete.
+        program_load = place("program_load", Relay(host.o_program.signature))
+        wiring.connect(m, host.o_program, program_load.i)
+        wiring.connect(m, program_load.o, sequencer.i_load)
         wiring.connect(m, host.o_load, load.i)
         m.d.comb += [
             # The host loads only while the sequencer is idle.

@@ -115,7 +115,7 @@ class Sequencer(wiring.Component):
             "cells_active": Out(config.channels), "cells_idle": In(1, init=1),
             "input_full": In(1), "input_act": In(config.act_addr_bits),
             "input_active": In(config.channels), "input_release": Out(1),
-            "writing": Out(1),
+            "writing": Out(1, init=1),  # begins with CLEAR
         })
 
     def elaborate(self, platform):
@@ -377,13 +377,12 @@ class Sequencer(wiring.Component):
                 with m.If(all_done):
                     go_on(was_last, fetch=False)
 
-        # The write ports are busy from the WRITE message until the PEs are idle again.
-        after_write = Signal()
+        # The write ports are busy from the WRITE message until the PEs are idle again. Input of the
+        # cycle of the message itself is still there first: results take longer.
         with m.If(self.o.valid & (kind == Kind.WRITE)):
-            m.d.sync += after_write.eq(1)
+            m.d.sync += self.writing.eq(1)
         with m.Elif((wait == 0) & ~self.busy):
-            m.d.sync += after_write.eq(0)
-        m.d.comb += self.writing.eq(after_write | (self.o.valid & (kind == Kind.WRITE)))
+            m.d.sync += self.writing.eq(0)
         return m
 
     def _parts(self, instruction: data.View) -> dict[str, Value]:

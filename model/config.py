@@ -9,7 +9,7 @@ from math import ceil
 
 __all__ = [
     "ACC_LATENCY", "ACT_READ_LATENCY", "DECODE_LATENCY", "DRAIN_LATENCY", "GATE_LANES",
-    "LNZD_ROOT_LATENCY", "LUT_RAM_WORDS", "MULTIPLY_LATENCY", "PRESETS", "PTR_READ_LATENCY",
+    "LUT_RAM_WORDS", "MULTIPLY_LATENCY", "PRESETS", "PTR_READ_LATENCY",
     "SPMAT_READ_LATENCY", "WRITE_BACK_LATENCY", "EngineConfig",
 ]
 
@@ -21,7 +21,6 @@ MULTIPLY_LATENCY = 3  # operands in, product out
 ACC_LATENCY = 1  # product in, accumulator memory written
 DRAIN_LATENCY = DECODE_LATENCY + MULTIPLY_LATENCY  # accumulator asked for, its value there
 ACT_READ_LATENCY = 3  # scan command in, first activation out
-LNZD_ROOT_LATENCY = 1  # item out of the LNZD tree's root, in front of the sequencer
 WRITE_BACK_LATENCY = 8  # command in, first activation written; or of a recurrent engine: token in,
 # first pre-activation out, without the gather tree
 
@@ -283,6 +282,12 @@ class EngineConfig:
         return _levels(self.n_pes, 4)
 
     @property
+    def lnzd_latency(self) -> int:
+        """From an activation of a PE to its item at the root: a cycle for each node and one for
+        the way to it."""
+        return 2 * self.lnzd_levels
+
+    @property
     def broadcast_latency(self) -> int:
         """From the sequencer's decision to the input register of every PE."""
         return self.fan_levels + 1
@@ -314,8 +319,7 @@ class EngineConfig:
         the root of the LNZD tree."""
         if self.central_acts:
             return ACT_READ_LATENCY
-        return (self.broadcast_latency + ACT_READ_LATENCY + self.lnzd_levels
-                + LNZD_ROOT_LATENCY)
+        return self.broadcast_latency + ACT_READ_LATENCY + self.lnzd_latency
 
     @property
     def drain_wait(self) -> int:

@@ -578,7 +578,7 @@ class _Engine:
                 self._outputs.append(out)
             if cell is not None:
                 self._cells.start(cycle, cell)
-            hold = (writing or self._writing) and not self._config.central_acts
+            hold = writing and not self._config.central_acts
             self._inputs.advance(hold or beat, self._release)
             cycle += 1
         outputs = np.array(self._outputs, dtype=np.int64).reshape(self._n, -1)

@@ -8,8 +8,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from openese.hdl.layouts import scan_layout
-from openese.hdl.lnzd import ARITY, LnzdNode, LnzdTree
-from openese.model.config import LNZD_ROOT_LATENCY
+from openese.hdl.lnzd import ARITY, LnzdLeaf, LnzdNode, LnzdTree
 from openese.sim import simulation
 from openese.sim.streams import pack, random_stalls
 
@@ -34,7 +33,7 @@ class Whole(wiring.Component):
         m.submodules.tree = tree = LnzdTree(self._config)
         for k, port in enumerate(tree.i):
             heads = self.i[ARITY * k:ARITY * (k + 1)]
-            m.submodules[f"leaf_{k}"] = leaf = LnzdNode(self._config, len(heads), 0)
+            m.submodules[f"leaf_{k}"] = leaf = LnzdLeaf(self._config, len(heads))
             for head, child in zip(heads, leaf.i, strict=True):
                 wiring.connect(m, wiring.flipped(head), child)
             wiring.connect(m, leaf.o, port)
@@ -93,9 +92,11 @@ def run(dut, inputs, *, gaps: float = 0.0, stalls: float = 0.0, seed: int = 0):
     shape = dut.i[0].payload.shape()
     raw = {f"i_{k}": pack(shape, {name: [item[name] for item in items] for name, _ in shape})
            for k, items in enumerate(inputs)}
-    patterns = {name: random_stalls(100 * seed + k, gaps) for k, name in enumerate(raw)}
+    # The PEs of a leaf are in step.
+    step = ARITY if isinstance(dut, Whole) else 1
+    patterns = {name: random_stalls(100 * seed + k // step, gaps) for k, name in enumerate(raw)}
     patterns["o"] = random_stalls(100 * seed + 99, stalls)
-    result = simulation.run(dut, raw, {"o": None}, stalls=patterns, extra_cycles=60)
+    result = simulation.run(dut, raw, {"o": None}, stalls=patterns, extra_cycles=120)
     values = result.values("o")
     items = [dict(zip(values, (np.asarray(part).tolist() for part in item), strict=True))
              for item in zip(*values.values(), strict=True)]
@@ -112,7 +113,7 @@ def test_one_item_per_cycle_after_the_levels(leaves, density):
     got = run(Whole(config), leaf_items(rows))
     assert taken(got) == expected
     # No bubble within rows, between rows, or between scans.
-    first = LNZD_ROOT_LATENCY + config.lnzd_levels
+    first = config.lnzd_latency
     assert [cycle for cycle, _ in got] == list(range(first, first + len(expected)))
 
 
@@ -202,41 +203,82 @@ def test_node_merges_rows_of_several_items(children, stalls):
 
 
 def test_node_waits_for_every_child_that_has_items_left():
-    one = {"values": [-4], "nonzero": 1, "last": 1}
-    zero = {"values": [0], "nonzero": 0, "last": 1}
+    one = {"values": [-4], "nonzero": 1, "last": 1, "lane": 2}
+    zero = {"values": [0], "nonzero": 0, "last": 1, "lane": 0}
     waiting = {"i.1.valid": 1, "i.1.payload": one, "o.ready": 1}
     script = [waiting] * 4 + [{**waiting, "i.0.valid": 1, "i.0.payload": zero}, {"o.ready": 1}]
-    trace = play(LnzdNode(SMALL, 2, 0), script, ["o.valid", "o.payload", "i.1.ready"])
-    assert transfers(trace, "o") == [(5, {**one, "lane": 1})]
-    # Two wait in the child's buffer.
-    assert [step["i.1.ready"] for step in trace] == [1, 1, 0, 0, 0, 0]
+    trace = play(LnzdNode(SMALL, 2, 2), script, ["o.valid", "o.payload", "i.1.ready"])
+    assert transfers(trace, "o") == [(5, {**one, "lane": 6})]
+    assert [step["i.1.ready"] for step in trace] == [0, 0, 0, 0, 1, 0]
 
 
 def test_ready_does_not_wait_for_the_output():
     """A second register takes what comes in when the output stalls: no path of `ready` through."""
-    offer = {"i.0.valid": 1, "i.0.payload": {"values": [3], "nonzero": 1, "last": 1}}
-    trace = play(LnzdNode(SMALL, 1, 0), [offer] * 5 + [{**offer, "o.ready": 1}] * 3,
+    offer = {"i.0.valid": 1,
+             "i.0.payload": {"values": [3], "nonzero": 1, "last": 1, "lane": 0}}
+    trace = play(LnzdNode(SMALL, 1, 2), [offer] * 5 + [{**offer, "o.ready": 1}] * 3,
                  ["i.0.ready", "o.valid"])
     assert [step["i.0.ready"] for step in trace] == [1, 1, 0, 0, 0, 0, 1, 1]
     assert [step["o.valid"] for step in trace] == [0, 1, 1, 1, 1, 1, 1, 1]
 
 
+def row_of(*values: int) -> dict:
+    """The PEs of a leaf offer a row."""
+    return {f"i.{k}.{part}": what for k, value in enumerate(values) for part, what in (
+        ("valid", 1), ("payload", {"values": [value], "nonzero": int(value != 0), "last": 1}))}
+
+
+def test_leaf_takes_a_row_when_the_one_before_has_been_given():
+    rows = [row_of(5, 0, -6), row_of(0, 0, 0), row_of(1, 2, 3)]
+    script = [rows[0], rows[1], rows[1], *[rows[2]] * 5]
+    trace = play(LnzdLeaf(SMALL, 3), [{**step, "o.ready": 1} for step in script],
+                 ["o.valid", "o.payload", "i.0.ready", "i.1.ready", "i.2.ready"])
+    for k in range(3):
+        assert [step[f"i.{k}.ready"] for step in trace] == [1, 0, 1, 1, 0, 0, 1, 0]
+    assert [(cycle, item["lane"], item["values"], item["last"])
+            for cycle, item in transfers(trace, "o") if item["nonzero"]] == [
+        (2, 0, [5], 0), (3, 2, [-6], 1), (5, 0, [1], 0), (6, 1, [2], 0), (7, 2, [3], 1)]
+
+
+def test_leaf_does_not_wait_for_the_output():
+    offer = row_of(3)
+    trace = play(LnzdLeaf(SMALL, 1), [offer] * 6 + [{**offer, "o.ready": 1}] * 3,
+                 ["i.0.ready", "o.valid"])
+    # Three rows are inside: the row itself, and two items at the output.
+    assert [step["i.0.ready"] for step in trace] == [1, 1, 1, 0, 0, 0, 0, 1, 1]
+    assert [step["o.valid"] for step in trace] == [0, 0, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_pes_of_a_leaf_must_be_in_step():
+    with pytest.raises(AssertionError, match="PEs are not in step"):
+        play(LnzdLeaf(SMALL, 2), [{**row_of(1, 2), "i.1.valid": 0}], [], extra=1)
+
+
 def test_reset_forgets_a_row_half_given():
-    item = {"values": [9], "nonzero": 1, "last": 1}
+    # Item 0 is given; after the reset the row starts again with it.
+    both = {**row_of(9, 9), "o.ready": 1}
+    script = [both, both, {"reset": 1}, both, *[{"o.ready": 1}] * 4]
+    trace = play(LnzdLeaf(SMALL, 2), script, ["o.valid", "o.payload"], reset=Signal())
+    assert [item["lane"] for _, item in transfers(trace[3:], "o")] == [0, 1]
+
+    item = {"values": [9], "nonzero": 1, "last": 1, "lane": 3}
     both = {f"i.{k}.{part}": value for k in range(2)
             for part, value in (("valid", 1), ("payload", item))}
     # Child 0 is taken in cycle 0; after the reset the row starts again with child 0.
     script = [{**both, "o.ready": 1}, {"reset": 1}, *[{**both, "o.ready": 1}] * 2, {"o.ready": 1}]
-    trace = play(LnzdNode(SMALL, 2, 0), script, ["o.valid", "o.payload", "i.0.ready"],
-                 reset=Signal())
-    assert [item["lane"] for _, item in transfers(trace[2:], "o")] == [0, 1]
+    trace = play(LnzdNode(SMALL, 2, 2), script, ["o.valid", "o.payload"], reset=Signal())
+    assert [item["lane"] for _, item in transfers(trace[2:], "o")] == [3, 7]
 
 
 def test_constructor_errors():
     with pytest.raises(TypeError, match=r"^config must be an EngineConfig, not 4$"):
         LnzdTree(4)
     with pytest.raises(TypeError, match=r"^config must be an EngineConfig, not 4$"):
-        LnzdNode(4, 2, 0)
+        LnzdNode(4, 2, 2)
+    with pytest.raises(TypeError, match=r"^config must be an EngineConfig, not 4$"):
+        LnzdLeaf(4, 2)
     for children in (0, 5):
         with pytest.raises(ValueError, match=f"^children must be 1 to 4, not {children}$"):
-            LnzdNode(SMALL, children, 0)
+            LnzdNode(SMALL, children, 2)
+        with pytest.raises(ValueError, match=f"^children must be 1 to 4, not {children}$"):
+            LnzdLeaf(SMALL, children)

@@ -340,7 +340,7 @@ def test_a_pass_cycle_by_cycle(work):
     # What is given out needs no marker.
     assert all(cycle < written or cycle > given + SMALL.scan_latency
                for cycle, _ in machine.of(Kind.MARK))
-    assert machine.writing == [*range(FIRST - 2 + work), *range(written, given)]
+    assert machine.writing == [*range(FIRST - 2 + work), *range(written + 1, given)]
     first = given + SMALL.scan_latency
     values = MEMORY[N:N + N + 2]
     assert machine.outputs[:5] == [(first + k, value, int(k == 4))
@@ -516,7 +516,7 @@ def test_stop_while_waiting_for_input_returns_to_idle():
     assert machine.idle == list(range(41 + SMALL.drain_wait, 60))
     assert machine.of(Kind.SCAN)[0][0] == 90
     assert machine.computing[0] == 90
-    assert machine.writing[:2 * CLEARED] == [*range(CLEARED), *range(61, 61 + CLEARED)]
+    assert machine.writing[:2 * CLEARED - 1] == [*range(CLEARED), *range(62, 61 + CLEARED)]
 
 
 def test_stop_finishes_the_pass():
