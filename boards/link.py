@@ -53,6 +53,9 @@ class Link(wiring.Component):
         Bytes from and to the serial line. ``i_uart`` is always ready within 40 cycles.
     i_break : ``In(1)``
         The line is in a break: the session ends.
+    reset : ``In(1)``
+        What is reset by it is reset by a session's start as well, but for the reader of frames: two
+        conditions for the many registers of the rest would meet in a gate in front of each.
     restart : ``Out(1)``
         Reset the engine, because a session ends or begins. High for 16 cycles or more.
     o_host, i_host : ``Out/In(stream.Signature(32))``
@@ -88,7 +91,7 @@ class Link(wiring.Component):
         super().__init__({
             "i_uart": In(stream.Signature(8)),
             "o_uart": Out(stream.Signature(8)),
-            "i_break": In(1),
+            "i_break": In(1), "reset": In(1),
             "restart": Out(1),
             "o_host": Out(stream.Signature(32)),
             "i_host": In(stream.Signature(32)),
@@ -98,7 +101,8 @@ class Link(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.reader = reader = FrameReader()
+        reader = FrameReader()
+        m.submodules.reader = ResetInserter(self.reset)(reader)
         afresh = Signal(init=1)
         rest = ResetInserter(afresh)
         received, sent, writer = self._received, self._sent, FrameWriter()
@@ -146,7 +150,7 @@ class Link(wiring.Component):
         m.d.comb += writer.status.eq(overwritten)
 
         left = Signal(range(HOLD_CYCLES + 1), init=HOLD_CYCLES)
-        with m.If(reader.opened | self.i_break):
+        with m.If(reader.opened | self.i_break | self.reset):
             m.d.sync += left.eq(HOLD_CYCLES)
         with m.Elif(left != 0):
             m.d.sync += left.eq(left - 1)

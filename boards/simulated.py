@@ -83,10 +83,9 @@ class SerialBench(wiring.Component):
         m.submodules.rx = rx = UartReceiver(self._divisor)
         # As in `openese.boards.top.Top`: link and engine are reset apart from each other.
         m.submodules.hold_off = hold_off = HoldOff()
-        m.submodules.board = DomainRenamer({"board": "sync"})(
-            ResetInserter({"board": hold_off.link})(engine))
+        m.submodules.board = engine
         m.d.comb += [
-            engine.reset.eq(hold_off.engine),
+            engine.reset.eq(hold_off.engine), engine.link_reset.eq(hold_off.link),
             hold_off.restart.eq(engine.is_break),
             engine.rx.eq(tx.tx & ~self.hold), rx.rx.eq(engine.tx),
             self.overrun.eq(engine.overrun | rx.overrun),

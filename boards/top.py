@@ -24,9 +24,8 @@ __all__ = ["SerialEngine", "Top"]
 class SerialEngine(wiring.Component):
     """An engine at a serial line.
 
-    UART and link are in domain ``board``, the engine is in domain ``sync``. Both have the same
-    clock; the user asserts `reset` while ``is_break`` is high, so that a host can start afresh
-    whatever was under way.
+    The user asserts `reset` while ``is_break`` is high, so that a host can start afresh whatever
+    was under way. ``sync`` needs no reset.
 
     Parameters
     ----------
@@ -45,7 +44,9 @@ class SerialEngine(wiring.Component):
     Members
     -------
     reset : ``In(1)``
-        Of the engine, see `Engine`; ``sync`` needs none.
+        Of the engine, see `Engine`.
+    link_reset : ``In(1)``
+        Of UART and link.
     rx : ``In(1, init=1)``, tx : ``Out(1, init=1)``
         The line.
     is_break : ``Out(1)``
@@ -68,7 +69,7 @@ class SerialEngine(wiring.Component):
         self._link = Link(config, identification, sent_bytes=sent_bytes)
         self._engine = Engine(config, image)
         super().__init__({
-            "reset": In(1),
+            "reset": In(1), "link_reset": In(1),
             "rx": In(1, init=1),
             "tx": Out(1, init=1),
             "is_break": Out(1),
@@ -77,13 +78,13 @@ class SerialEngine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        on_board = DomainRenamer("board")
         link, engine = self._link, self._engine
-        m.submodules.link, m.submodules.engine = on_board(link), engine
-        m.submodules.rx = rx = on_board(UartReceiver(self._divisor))
-        m.submodules.tx = tx = on_board(UartTransmitter(self._divisor))
+        m.submodules.link, m.submodules.engine = link, engine
+        rx, tx = UartReceiver(self._divisor), UartTransmitter(self._divisor)
+        m.submodules.rx = ResetInserter(self.link_reset)(rx)
+        m.submodules.tx = ResetInserter(self.link_reset)(tx)
         m.d.comb += [
-            engine.reset.eq(self.reset),
+            engine.reset.eq(self.reset), link.reset.eq(self.link_reset),
             rx.rx.eq(self.rx), self.tx.eq(tx.tx), link.i_break.eq(rx.is_break),
             self.is_break.eq(link.restart), self.overrun.eq(rx.overrun),
         ]
@@ -159,9 +160,9 @@ class Top(Elaboratable):
         # Half a second on, half a second off.
         half = round(self.pll.output_hz / 2)
         count, beat = Signal(range(half)), Signal()
-        m.d.board += count.eq(count + 1)
+        m.d.sync += count.eq(count + 1)
         with m.If(count == half - 1):
-            m.d.board += [count.eq(0), beat.eq(~beat)]
+            m.d.sync += [count.eq(0), beat.eq(~beat)]
         self._lights(m, platform, (beat, engine.overrun))
         return m
 
@@ -183,7 +184,6 @@ class Top(Elaboratable):
         m.submodules.pll = pll = self.pll.component(pin)
 
         m.domains.start = start = ClockDomain()
-        m.domains.board = board = ClockDomain()
         m.domains.sync = sync = ClockDomain(reset_less=True)
         # Kept, or the net gets the name of one of its users and the constraint finds nothing.
         clock = Signal(attrs={"keep": 1})
@@ -192,7 +192,7 @@ class Top(Elaboratable):
         m.submodules.hold_off = hold_off = DomainRenamer("start")(HoldOff())
         m.d.comb += [
             clock.eq(pll.clk_out),
-            start.clk.eq(clock), board.clk.eq(clock), sync.clk.eq(clock),
+            start.clk.eq(clock), sync.clk.eq(clock),
             hold_off.restart.eq(restart),
-            board.rst.eq(hold_off.link), self._engine.reset.eq(hold_off.engine),
+            self._engine.link_reset.eq(hold_off.link), self._engine.reset.eq(hold_off.engine),
         ]
