@@ -93,7 +93,8 @@ def test_every_field_holds_its_largest_value(config):
         marker |= {"spmat": config.spmat_depth - 1, "drop": 0}
         # The columns of a matrix may take all accumulators.
         drop = fields_of(marker_layout(config))["drop"]
-        assert drop.signed and 1 << drop.width - 1 >= config.acc_depth
+        assert drop.signed
+        assert 1 << drop.width - 1 >= config.acc_depth
         assert config.acc_depth < 1 << instruction_layout(config)["height"].width
     if config.recurrent or not config.pointers:
         marker["route.acc"] = config.acc_depth - 1

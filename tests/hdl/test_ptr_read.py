@@ -190,8 +190,9 @@ def test_without_pointers_every_column_is_passed_on_at_once():
     config = SMALL.with_(pointers=False)
     columns = [{"kind": Kind.ACT, "args": {"act": {"values": [value]}}}
                for value in (0, 3, -32768, 0)]
-    messages = [*mark_messages(config, spmat=17, code_sel=1, drop=-5), *columns[:2], scan_message(rows=4),
-                *mark_messages(config, spmat=18, code_sel=2), *columns[2:]]
+    messages = [*mark_messages(config, spmat=17, code_sel=1, drop=-5), *columns[:2],
+                scan_message(rows=4), *mark_messages(config, spmat=18, code_sel=2),
+                *columns[2:]]
     trace = play(Clocked(config), [{"i.valid": 1, "i.payload": m} for m in messages], WATCH,
                  extra=3)
     assert config.ptr_read_latency == 0
