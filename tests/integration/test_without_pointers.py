@@ -22,7 +22,8 @@ from openese.sim.simulate import run_engine
 def test_outputs_and_cycles(n_pes, queue_depth, widths):
     config = EngineConfig(n_pes=n_pes, queue_depth=queue_depth, spmat_depth=2048, act_depth=64,
                           acc_depth=32, pointers=False, **widths)
-    network = random_network(3, [40, 30, 20, 7], 0.3)
+    network = random_network(3, [40, 30, 20, 7], 0.3, in_frac=config.act_bits - 4,
+                             act_bits=config.act_bits)
     quantised, inputs = quantise(network, config), random_inputs(1, network, 12)
     image, reference = compile_network(quantised, config), run_reference(quantised, inputs)
     report = run_engine(image, inputs, reference)
