@@ -62,7 +62,7 @@ class Spram(wiring.Component):
             raise ValueError(
                 f"an SPRAM of iCE40 UltraPlus holds {SPRAM_DEPTH} words of {SPRAM_WIDTH} bits, not "
                 f"{words.depth} of {width}: choose spmat_depth of at most {SPRAM_DEPTH} and "
-                f"entry_bits of at most {SPRAM_WIDTH - 1}")
+                f"entries of at most {SPRAM_WIDTH} bits, with pointers their flag included")
         if any(words.init):
             raise ValueError(
                 "the SPRAM of iCE40 UltraPlus has no contents at power-up: build the engine empty "

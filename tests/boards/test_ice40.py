@@ -121,7 +121,8 @@ def test_where_matrices_are():
     (SPRAM_DEPTH + 1, 9, f"{SPRAM_DEPTH + 1} of 9"), (SPRAM_DEPTH, 17, f"{SPRAM_DEPTH} of 17")])
 def test_spram_of_too_many_words_or_bits(depth, bits, words):
     message = (f"an SPRAM of iCE40 UltraPlus holds 16384 words of 16 bits, not {words}: choose "
-               "spmat_depth of at most 16384 and entry_bits of at most 15")
+               "spmat_depth of at most 16384 and entries of at most 16 bits, with pointers their "
+               "flag included")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Spram(memory.MemoryData(shape=bits, depth=depth, init=[]))
 

@@ -170,6 +170,29 @@ def column_words(rows: Sequence[int], codes: Sequence[int], code_bits: int,
     return words
 
 
+def sequential_words(columns: Sequence[Sequence[tuple[int, int]]], height: int, code_bits: int,
+                     index_bits: int) -> tuple[list[int], list[list[tuple[int, int]]]]:
+    """A matrix of a PE without pointers, written entry by entry: skips go on over column ends.
+
+    Of columns of (row, code), all `height` rows high. Returns the words, and the (row, code) of
+    the entries in every column, fillers included; the last word is in none.
+    """
+    places = [(height * number + row, code)
+              for number, column in enumerate(columns) for row, code in column]
+    words, entries, at = [], [[] for _ in columns], 0
+    longest = (1 << index_bits) - 1
+    for place, code in [*places, (height * len(columns), 0)]:
+        while place - at > longest:
+            words.append(longest << code_bits)
+            entries[(at + longest) // height].append(((at + longest) % height, 0))
+            at += longest + 1
+        words.append((place - at) << code_bits | code)
+        if len(entries) * height > place:
+            entries[place // height].append((place % height, code))
+        at = place + 1
+    return words, entries
+
+
 def recurrent(config: EngineConfig = SMALL, **changes) -> EngineConfig:
     """`config` with an element-wise unit."""
     return config.with_(**{"state_depth": 20, "peephole_depth": 20, **changes})
@@ -185,10 +208,13 @@ def scan_message(**fields: int) -> dict:
     return {"kind": Kind.SCAN, "args": {"scan": fields}}
 
 
-def marker_parts(config: EngineConfig, *, spmat: int | None = None, **route: int) -> list[int]:
+def marker_parts(config: EngineConfig, **fields: int) -> list[int]:
     """A marker as the parts it is sent in, lowest first; what is not named is 0."""
-    fields = {"route": route} if spmat is None else {"route": route, "spmat": spmat}
-    bits = marker_layout(config).const(fields).as_bits()
+    layout = marker_layout(config)
+    names = {name for name, _ in layout}
+    marker = {name: value for name, value in fields.items() if name in names}
+    route = {name: value for name, value in fields.items() if name not in names}
+    bits = layout.const({**marker, "route": route}).as_bits()
     width = config.channels * config.act_bits
     return [bits >> width * k & ((1 << width) - 1) for k in range(config.marker_parts)]
 

@@ -2,7 +2,7 @@
 """Proves that entries decode to rows and codebook values for every split of the entry word.
 
 Also to weights that are stored directly, and to rows that count from the accumulator a column's
-route names.
+route names, or without pointers back from it.
 """
 
 import numpy as np
@@ -23,6 +23,7 @@ from .helpers import (
     recurrent,
     scan_message,
     signed,
+    unsigned,
     write_message,
 )
 
@@ -155,6 +156,52 @@ def test_rows_count_from_the_accumulator_of_the_column(channels):
             at += 1
     trace = play(Decode(config), script, WATCH, extra=1)
     assert [(step["row"], step["values"]) for step in trace[1:]] == expected
+
+
+@pytest.mark.parametrize("acc_depth", [12, 16, 100])
+@pytest.mark.parametrize("kind", [SMALL, recurrent(channels=3)], ids=["feed-forward", "recurrent"])
+def test_rows_without_pointers_count_back_from_the_end_of_the_column(kind, acc_depth):
+    """The end may be where there is no accumulator any more: rows are counted modulo."""
+    config = kind.with_(pointers=False, acc_depth=acc_depth)
+    table, rng = codebooks(config), np.random.default_rng(acc_depth)
+    size = 1 << config.acc_addr_bits
+    script, expected = [], []
+    for _ in range(80):
+        height = int(rng.integers(1, acc_depth + 1))
+        acc = int(rng.integers(acc_depth - height + 1))
+        book, values = int(rng.integers(3)), rng.integers(-9, 9, config.channels).tolist()
+        route = {"acc": (acc + height) % size, "codebook": book,
+                 "code_sel": int(rng.integers(3))}
+        # Whatever the order: a row is found without those before it.
+        for row in {0, height - 1, *rng.integers(height, size=3).tolist()}:
+            code = int(rng.integers(16))
+            script.append({"i.valid": 1, "i.payload": {
+                "code": code, "row": unsigned(row - height, config.acc_addr_bits),
+                "values": values, "route": route}})
+            expected.append((signed(table[16 * book + code], config.weight_bits), acc + row,
+                             values))
+            if rng.random() < 0.2:
+                script.append({})
+                expected.append(None)
+    trace = play(Decode(config, init=table), script, WATCH, extra=1)
+    assert [(step["weight"], step["row"], step["values"]) if step["valid"] else None
+            for step in trace[1:]] == expected
+    check_no_operand_without_an_entry(trace)
+
+
+def test_weights_stored_directly_without_pointers():
+    """Their sign is there already, whatever the width that they are stored in."""
+    config = SMALL.with_(pointers=False, direct_weights=True, entry_bits=12, code_bits=9,
+                         min_code_bits=7, weight_bits=12)
+    cases = [(weight, align, sel) for weight in (-256, -255, -64, -1, 0, 1, 63, 255)
+             for align in range(4) for sel in range(3)]
+    script = [{"i.valid": 1, "i.payload": {
+        "code": unsigned(weight, 9), "row": 15 - k % 12, "values": [5],
+        "route": {"align": align, "code_sel": sel, "acc": 12}}}
+        for k, (weight, align, sel) in enumerate(cases)]
+    trace = play(Decode(config), script, WATCH, extra=1)
+    assert [(step["weight"], step["row"]) for step in trace[1:]] == [
+        (weight << align, 11 - k % 12) for k, (weight, align, _) in enumerate(cases)]
 
 
 @pytest.mark.parametrize(("entry_bits", "code_bits", "min_code_bits", "weight_bits"),

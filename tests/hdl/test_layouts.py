@@ -79,7 +79,7 @@ def test_every_field_holds_its_largest_value(config):
         "args.load.pe": config.n_pes - 1,
         "args.load.addr": max(config.spmat_depth, config.ptr_depth, config.bias_depth,
                               config.codebooks << config.code_bits) - 1,
-        "args.load.data": max(2**(config.entry_bits + 1), 4 * config.spmat_depth,
+        "args.load.data": max(2**(config.entry_bits + config.pointers), 4 * config.spmat_depth,
                               2**config.bias_bits, 2**config.weight_bits) - 1,
     }
     marker = {"route.code_sel": config.code_bits - config.min_code_bits}
@@ -90,9 +90,15 @@ def test_every_field_holds_its_largest_value(config):
     if config.pointers:
         largest["args.act.ptr"] = config.ptr_depth - 1
     else:
-        marker["spmat"] = config.spmat_depth - 1
-    if config.recurrent:
+        marker |= {"spmat": config.spmat_depth - 1, "drop": 0}
+        # The columns of a matrix may take all accumulators.
+        drop = fields_of(marker_layout(config))["drop"]
+        assert drop.signed
+        assert 1 << drop.width - 1 >= config.acc_depth
+        assert config.acc_depth < 1 << instruction_layout(config)["height"].width
+    if config.recurrent or not config.pointers:
         marker["route.acc"] = config.acc_depth - 1
+    if config.recurrent:
         largest |= {
             "args.write.gates": 3, "args.load.channel": config.channels - 1,
         }
@@ -133,11 +139,11 @@ def test_every_field_holds_its_largest_value(config):
     for layout in everything:
         for path, shape in fields_of(layout).items():
             assert shape.width > 0, path
-            # Activations are the only signed numbers that travel.
+            # Activations are the only signed numbers that travel, but for what a marker subtracts.
             names = path.split(".")
-            assert shape.signed == ("values" in names or (
+            assert shape.signed == ("values" in names or path == "drop" or (
                 "data" in names and layout == act_out_layout(config))), path
-            assert not shape.signed or shape.width == config.act_bits
+            assert not shape.signed or path == "drop" or shape.width == config.act_bits
 
 
 @given(configs(), st.randoms(use_true_random=False))
@@ -199,7 +205,19 @@ def test_feed_forward_engines_carry_nothing_of_recurrent_ones():
         f"args.load.{name}" for name in ("pe", "addr", "data")}
     assert set(fields_of(marker_layout(SMALL))) == {"route.codebook", "route.code_sel"}
     assert set(fields_of(marker_layout(recurrent(pointers=False, direct_weights=True)))) == {
-        "route.align", "route.code_sel", "route.acc", "spmat"}
+        "route.align", "route.code_sel", "route.acc", "spmat", "drop"}
+    # Without pointers feed-forward engines need to know as well where a column ends.
+    assert set(fields_of(marker_layout(SMALL.with_(pointers=False)))) == {
+        "route.codebook", "route.code_sel", "route.acc", "spmat", "drop"}
+
+
+def test_entries_of_a_column_with_a_pointer_count_from_its_beginning():
+    """Others know their row, and are split already."""
+    route = {"route.codebook", "route.code_sel"}
+    assert set(fields_of(entry_layout(SMALL))) == {"values.0", *route, "entry", "first"}
+    without = fields_of(entry_layout(SMALL.with_(pointers=False)))
+    assert set(without) == {"values.0", *route, "route.acc", "code", "row"}
+    assert (without["code"].width, without["row"].width) == (4, 4)
 
 
 def test_queues_hold_no_more_than_they_must():
@@ -215,14 +233,15 @@ def test_queues_hold_no_more_than_they_must():
 def test_a_marker_has_the_route_below_the_address():
     config = SMALL.with_(pointers=False, act_bits=5)
     layout = marker_layout(config)
-    fields = {"route": {"codebook": 2, "code_sel": 1}, "spmat": 199}
+    fields = {"route": {"codebook": 2, "code_sel": 1, "acc": 11}, "spmat": 199, "drop": -12}
     assert plain(layout.from_bits(layout.const(fields).as_bits())) == fields
-    assert layout.const(fields).as_bits() >> route_layout(config).size == 199
-    # Three parts of 5 bits, lowest first.
+    assert layout.const(fields).as_bits() >> route_layout(config).size == 199 | (32 - 12) << 8
+    # Five parts of 5 bits, lowest first.
+    fields = fields.pop("route") | fields
     assert [message["args"]["mark"]["last"] for message in mark_messages(
-        config, codebook=2, code_sel=1, spmat=199)] == [0, 0, 1]
-    assert sum(part << 5 * k for k, part in enumerate(marker_parts(
-        config, codebook=2, code_sel=1, spmat=199))) == layout.const(fields).as_bits()
+        config, **fields)] == [0, 0, 0, 0, 1]
+    assert sum(part << 5 * k for k, part in enumerate(marker_parts(config, **fields))) == (
+        2 | 1 << 2 | 11 << 4 | 199 << 8 | (32 - 12) << 16)
 
 
 def test_tags_differ():

@@ -33,6 +33,7 @@ from .helpers import (
     plain,
     recurrent,
     scan_message,
+    sequential_words,
     signed,
     simulate,
     unsigned,
@@ -66,12 +67,10 @@ class Layer:
             column_words(*(part.tolist() for part in (found, self.codes[found, j])), code_bits,
                          index_bits)
             for j in range(columns) for found in [np.flatnonzero(self.codes[:, j])]]
-        if not config.pointers:
-            # The flag ends a column; one without entries has a filler.
-            flag = 1 << config.entry_bits
-            self.columns = [[word & flag - 1 for word in words] or [0] for words in self.columns]
-            for words in self.columns:
-                words[-1] |= flag
+        # Without pointers no column begins anywhere.
+        self.words, _ = sequential_words(
+            [[(row, code) for row, code in enumerate(codes) if code]
+             for codes in self.codes.T.tolist()], rows, code_bits, index_bits)
 
     def sums(self, x) -> list[int]:
         """Accumulators by exact arithmetic."""
@@ -96,7 +95,9 @@ def contents(config, layers) -> dict[str, list[int]]:
     for layer in layers:
         layer.start = len(spmat)
         layer.first_ptr = len(ptr)
-        for words in layer.columns:
+        if not config.pointers:
+            spmat += layer.words
+        for words in layer.columns if config.pointers else ():
             start = len(spmat) if words else 0
             ptr.append(start | min(3, len(words)) << config.spmat_addr_bits)
             spmat += words
@@ -106,8 +107,7 @@ def contents(config, layers) -> dict[str, list[int]]:
         base = layer.book << config.code_bits
         codebook[base:base + (1 << layer.code_bits)] = [
             unsigned(int(value), config.weight_bits) for value in layer.values]
-    return {"spmat": spmat, "ptr": ptr if config.pointers else [], "bias": bias,
-            "codebook": codebook}
+    return {"spmat": spmat, "ptr": ptr, "bias": bias, "codebook": codebook}
 
 
 def opening(config, layer, acc: int = 0) -> list[dict]:
@@ -115,10 +115,11 @@ def opening(config, layer, acc: int = 0) -> list[dict]:
     route = {"code_sel": layer.code_bits - config.min_code_bits}
     if not config.direct_weights:
         route |= {"codebook": layer.book}
-    if config.recurrent:
-        route |= {"acc": acc}
     if not config.pointers:
-        route |= {"spmat": layer.start}
+        route |= {"spmat": layer.start, "drop": -layer.rows,
+                  "acc": (acc + layer.rows) % (1 << config.acc_addr_bits)}
+    elif config.recurrent:
+        route |= {"acc": acc}
     return mark_messages(config, **route)
 
 
@@ -394,6 +395,9 @@ KINDS = {
     "direct weights": SMALL.with_(entry_bits=12, code_bits=9, min_code_bits=8, weight_bits=12,
                                   direct_weights=True),
     "no pointers": SMALL.with_(pointers=False),
+    # Indices of one to three bits, and no accumulator behind the last row.
+    "fillers": SMALL.with_(pointers=False, entry_bits=5),
+    "all accumulators": SMALL.with_(pointers=False, acc_depth=16, bias_depth=25),
     "all": SMALL.with_(entry_bits=16, code_bits=12, min_code_bits=12, weight_bits=12, channels=3,
                        direct_weights=True, pointers=False),
 }
@@ -404,8 +408,8 @@ KINDS = {
 def test_engines_of_every_kind(config, gaps):
     """Two matrices after each other, by all channels at once; nothing cleared between."""
     config = config.with_(spmat_depth=600, act_depth=60)
-    layers = [Layer(config, columns=18, rows=12, density=0.3, code_bits=config.code_bits, book=1,
-                    seed=3),
+    layers = [Layer(config, columns=18, rows=config.acc_depth, density=0.3,
+                    code_bits=config.code_bits, book=1, seed=3),
               Layer(config, columns=25, rows=9, density=0.1, code_bits=config.min_code_bits,
                     book=0, seed=4)]
     dut = ProcessingElement(config, **contents(config, layers))
@@ -475,19 +479,19 @@ RECURRENT = {name: config.with_(spmat_depth=400, acc_depth=40, bias_depth=40, n_
              for name, config in {
     "pointers": recurrent(),
     "channels": recurrent(channels=2),
-    "no pointers": recurrent(pointers=False),
+    "no pointers": recurrent(pointers=False, channels=2),
     "all": recurrent(pointers=False, channels=3, direct_weights=True, entry_bits=12, code_bits=8,
                      min_code_bits=8),
     # Markers of two parts and of three.
-    "two parts": recurrent(pointers=False, act_bits=10),
-    "three parts": recurrent(pointers=False, act_bits=8),
+    "two parts": recurrent(pointers=False),
+    "three parts": recurrent(pointers=False, act_bits=10),
 }.items()}
 
 of_recurrent = pytest.mark.parametrize("config", RECURRENT.values(), ids=RECURRENT)
 
 
 def test_parts_of_markers():
-    assert [config.marker_parts for config in RECURRENT.values()] == [1, 1, 2, 1, 2, 3]
+    assert [config.marker_parts for config in RECURRENT.values()] == [1, 1, 1, 1, 2, 3]
 
 
 @of_recurrent
@@ -591,16 +595,15 @@ def test_draining_beside_another_matrix(config, gates, seed):
 def test_fence_falls_when_all_before_it_is_accumulated(lengths, pointers):
     config = recurrent(pointers=pointers)
     memory = tiny(lengths)
+    mark = mark_messages(config, code_sel=2)
     if not pointers:
-        words = [word & 255 for word in memory["spmat"]]
-        for end in np.cumsum(lengths, dtype=int):
-            words[end - 1] |= 256
+        words, _ = sequential_words([[(row, 1) for row in range(n)] for n in lengths], 12, 4, 4)
         memory = {"spmat": words, "codebook": [0, 3]}
+        mark = mark_messages(config, code_sel=2, acc=12, drop=-12)
     dut = ProcessingElement(config, **memory)
     columns = [act_message(k, 2) if pointers else
                {"kind": Kind.ACT, "args": {"act": {"values": [2]}}} for k in range(len(lengths))]
-    messages = dict(enumerate([*mark_messages(config, code_sel=2), *columns,
-                               write_message(Kind.CELL)]))
+    messages = dict(enumerate([*mark, *columns, write_message(Kind.CELL)]))
     total = [6 * sum(length > row for length in lengths) for row in range(12)]
     fence, complete = [], []
 
@@ -616,7 +619,7 @@ def test_fence_falls_when_all_before_it_is_accumulated(lengths, pointers):
 
     simulate(dut, testbench)
     # From the register behind the relay on, without a gap.
-    begin = 1 + len(lengths) + 2
+    begin = len(mark) + len(lengths) + 2
     assert fence == list(range(begin, fence[-1] + 1))
     # It falls in the cycle after the last sum is there, no earlier and no later.
     if lengths:

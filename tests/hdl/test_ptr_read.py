@@ -122,8 +122,8 @@ def test_reset_drops_columns_inside():
 
 #: Engines whose markers take one part, two and three.
 ONE = recurrent(channels=2)
-TWO = recurrent(pointers=False, act_bits=8)
-THREE = recurrent(pointers=False, act_bits=8, spmat_depth=5000)
+TWO = recurrent(pointers=False)
+THREE = recurrent(pointers=False, act_bits=8)
 
 
 @pytest.mark.parametrize("config", [ONE, TWO, THREE], ids=["one", "two", "three"])
@@ -151,7 +151,8 @@ def test_markers_and_fences_keep_their_place_among_columns(config):
             send({"kind": Kind.ACT, "args": {"act": {"values": values}}},
                  {"values": values, "tag": Tag.COLUMN})
         elif choice < 6:
-            where = {} if config.pointers else {"spmat": int(rng.integers(config.spmat_depth))}
+            where = {} if config.pointers else {"spmat": int(rng.integers(config.spmat_depth)),
+                                                "drop": -int(rng.integers(config.acc_depth))}
             for message in mark_messages(
                     config, codebook=int(rng.integers(3)), code_sel=int(rng.integers(3)),
                     acc=int(rng.integers(config.acc_depth)), **where):
@@ -189,8 +190,9 @@ def test_without_pointers_every_column_is_passed_on_at_once():
     config = SMALL.with_(pointers=False)
     columns = [{"kind": Kind.ACT, "args": {"act": {"values": [value]}}}
                for value in (0, 3, -32768, 0)]
-    messages = [*mark_messages(config, spmat=17, code_sel=1), *columns[:2], scan_message(rows=4),
-                *mark_messages(config, spmat=18, code_sel=2), *columns[2:]]
+    messages = [*mark_messages(config, spmat=17, code_sel=1, drop=-5), *columns[:2],
+                scan_message(rows=4), *mark_messages(config, spmat=18, code_sel=2),
+                *columns[2:]]
     trace = play(Clocked(config), [{"i.valid": 1, "i.payload": m} for m in messages], WATCH,
                  extra=3)
     assert config.ptr_read_latency == 0

@@ -432,13 +432,13 @@ def test_channels_travel_together(channels):
 
 def test_without_pointers_every_activation_is_broadcast():
     config = SMALL.with_(pointers=False)
-    program = [encode(config, op=Op.SPMV, rows=5, rem=2, spmat=77, code_sel=2),
+    program = [encode(config, op=Op.SPMV, rows=5, rem=2, spmat=77, code_sel=2, height=9),
                encode(config, op=Op.OUTPUT, rows=1, rem=1, last=1)]
     machine = Machine(program, 80, config=config, memory=MEMORY, stalls=0.2,
                       run=lambda cycle: cycle < FIRST + 2)
     assert machine.of(Kind.SCAN)[0][1] == {"act": 0, "rows": 5, "rem": 2, "dense": 1}
     assert [fields for _, fields in machine.of(Kind.MARK)] == [
-        {"codebook": 0, "code_sel": 2, "spmat": 77}]
+        {"codebook": 0, "code_sel": 2, "acc": 9, "spmat": 77, "drop": -9}]
     assert [fields for _, fields in machine.of(Kind.ACT)] == [
         {"values": [value]} for value in MEMORY[:4 * N + 2]]
     assert [(data, last) for _, data, last in machine.outputs] == [(MEMORY[0], 1)]
@@ -454,10 +454,12 @@ def test_direct_weights_have_no_codebook():
 
 #: Engines by the parts of their markers.
 PARTS = [
-    (SMALL, 1), (SMALL.with_(pointers=False), 1), (SMALL.with_(pointers=False, act_bits=8), 2),
-    (SMALL.with_(pointers=False, act_bits=5), 3), (recurrent(), 1),
-    (recurrent(pointers=False, act_bits=8), 2),
-    (recurrent(pointers=False, act_bits=8, spmat_depth=5000), 3),
+    (SMALL, 1), (SMALL.with_(pointers=False), 2), (SMALL.with_(pointers=False, act_bits=8), 3),
+    (SMALL.with_(pointers=False, channels=2), 1), (SMALL.with_(pointers=False, act_bits=5), 5),
+    # As many rows as an address of an accumulator can tell.
+    (SMALL.with_(pointers=False, acc_depth=16), 2), (recurrent(), 1),
+    (recurrent(pointers=False), 2), (recurrent(pointers=False, act_bits=8), 3),
+    (recurrent(pointers=False, act_bits=8, spmat_depth=5000), 4),
     (recurrent(pointers=False, channels=32), 1),
     (recurrent(pointers=False, channels=32, spmat_depth=1 << 18, codebooks=64), 1)]
 
@@ -466,20 +468,29 @@ PARTS = [
 @pytest.mark.parametrize(("config", "count"), PARTS)
 def test_parts_of_markers(config, count, stalls):
     """Lowest first, none of them during a stall, and the columns behind the last."""
-    where = {} if config.pointers else {"spmat": config.spmat_depth - 3}
+    where = [{}, {}] if config.pointers else [
+        {"spmat": config.spmat_depth - 3, "height": config.acc_depth}, {"height": 7}]
     accs = {"acc": 11, "acc_odd": 5} if config.recurrent else {}
-    program = [encode(config, op=Op.SPMV, rows=2, rem=1, code_sel=2, codebook=1, **where, **accs),
-               encode(config, op=Op.SPMV, rows=1, rem=2, act=3, code_sel=1, codebook=2, **accs,
-                      last=1)]
+    program = [encode(config, op=Op.SPMV, rows=2, rem=1, code_sel=2, codebook=1, **where[0],
+                      **accs),
+               encode(config, op=Op.SPMV, rows=1, rem=2, act=3, code_sel=1, codebook=2, **where[1],
+                      **accs, last=1)]
     machine = Machine(program, 400, config=config, memory=MEMORY, stalls=stalls, seed=count)
     assert config.marker_parts == count
     found = machine.parts[:6 * count]
     assert [last for _, _, last in found] == [*[0] * (count - 1), 1] * 6
     # The order of the fields is that of the layout, whose proof is elsewhere.
-    routes = [{"acc": (11, 5)[number % 2]} if config.recurrent else {} for number in range(3)]
-    routes = [matrix | route for route in routes for matrix in (
-        {"code_sel": 2, "codebook": 1, **where},
-        {"code_sel": 1, "codebook": 2, **dict.fromkeys(where, 0)})]
+    routes = []
+    for acc in (11, 5, 11) if config.recurrent else (0, 0, 0):
+        for matrix, place in zip(({"code_sel": 2, "codebook": 1}, {"code_sel": 1, "codebook": 2}),
+                                 where, strict=True):
+            if config.pointers:
+                routes.append(matrix | ({"acc": acc} if config.recurrent else {}))
+            else:
+                height = place["height"]
+                # The accumulator behind the last row, of which there need not be one.
+                routes.append(matrix | {"acc": (acc + height) % (1 << config.acc_addr_bits),
+                                        "spmat": place.get("spmat", 0), "drop": -height})
     assert [part for _, part, _ in found] == [
         part for route in routes for part in marker_parts(config, **route)]
     kinds = [(cycle, kind) for cycle, kind, _ in machine.messages if cycle]

@@ -115,7 +115,7 @@ def test_cycle_by_cycle():
 def test_columns_come_from_the_feed():
     for pointers in (True, False):
         config = recurrent(channels=3, program_depth=24, pointers=pointers)
-        where = {"base": 30} if pointers else {"spmat": 44}
+        where = {"base": 30} if pointers else {"spmat": 44, "height": 3}
         program = [
             encode(config, op=Op.CELL, rows=3, rem=2, to_feed=1, flow=1),
             encode(config, op=Op.SPMV, feed=1, rows=3, rem=2, flow=1, acc=2, acc_odd=2, last=1,
@@ -133,6 +133,8 @@ def test_columns_come_from_the_feed():
         else:
             assert [fields["values"] for fields in sent] == [item["values"] for item in results]
             assert machine.of(Kind.MARK)[0][1]["spmat"] == 44
+            assert machine.of(Kind.MARK)[0][1]["drop"] == -3
+        assert machine.of(Kind.MARK)[0][1]["acc"] == (2 if pointers else 2 + 3)
         assert machine.of(Kind.MARK)[0][1]["code_sel"] == 1
         assert machine.of(Kind.SCAN) == []
         assert len(machine.finished) == 1

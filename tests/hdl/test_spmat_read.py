@@ -2,12 +2,12 @@
 """Proves one entry per cycle for every order of column lengths, and the latency of the first.
 
 With and without pointers; that a hold changes nothing but time; that markers and fences keep their
-place, and that a marker is in force from the entry behind it on.
+place, and that a marker is in force from the entry behind it on. Without pointers, that skips which
+go on over column ends find their column, and that columns without entries take a cycle.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, takewhile
 
 import numpy as np
 import pytest
@@ -29,12 +29,16 @@ from .helpers import (
     recurrent,
     scan_message,
     sender,
+    sequential_words,
     signed,
     simulate,
     transfers,
+    unsigned,
 )
 
 FLAG = 1 << SMALL.entry_bits
+#: Cycles from the last part of a marker without pointers to the first entry.
+JUMP = 4
 
 
 class Matrix:
@@ -48,19 +52,14 @@ class Matrix:
         for column in self.entries:
             self.starts.append(len(self.words))
             self.words += column
-            if not config.pointers:
-                # A last entry of code 0, however narrow codes are, would be an empty column's.
-                self.words[-1] |= 1
-                column[-1] |= 1
-                self.words[-1] |= 1 << config.entry_bits
-            elif len(column) >= 3:
+            if len(column) >= 3:
                 self.words[-3] |= 1 << config.entry_bits
 
     def start(self, column: int, value: int) -> dict:
         """The column as it comes from the queue."""
-        where = {"ptr": {"start": self.starts[column],
-                         "length": min(3, len(self.entries[column]))}}
-        return {"values": self.values(value), **(where if self.config.pointers else {})}
+        return {"values": self.values(value),
+                "ptr": {"start": self.starts[column],
+                        "length": min(3, len(self.entries[column]))}}
 
     def outputs(self, column: int, value: int, number: int = 0) -> list[dict]:
         """What the column gives after a marker with the route `number`, or after none."""
@@ -75,14 +74,53 @@ class Matrix:
 
     def route(self, number: int) -> dict:
         """A route; those of neighbouring numbers differ in everything."""
-        route = {"codebook": number % 3, "code_sel": number % 3,
-                 "acc": 1001 * number % self.config.acc_depth}
+        route = {"codebook": number % 3, "align": number % 5, "code_sel": number % 3,
+                 "acc": number % 12}
         return {name: route[name] for name, _ in route_layout(self.config)}
 
-    def marker(self, column: int, number: int) -> dict:
-        """What the matrix that begins with this column has in common."""
-        where = {} if self.config.pointers else {"spmat": self.starts[column]}
-        return {**self.route(number), **where}
+
+class Sequential(Matrix):
+    """Columns of given lengths with random rows and codes, stored for each matrix they are in."""
+
+    def __init__(self, lengths, config: EngineConfig, seed: int = 0, height: int = 9):
+        rng = np.random.default_rng(seed)
+        self.config, self.height, self.words = config, height, []
+        self.columns = []
+        for n in lengths:
+            rows = sorted(rng.choice(height, size=n, replace=False).tolist())
+            codes = rng.integers(1 << config.code_bits, size=n).tolist()
+            self.columns.append(list(zip(rows, codes, strict=True)))
+
+    def start(self, column: int, value: int) -> dict:
+        return {"values": self.values(value)}
+
+    def run(self, columns, number: int, at: int = 0) -> tuple[dict, list[int], list[list[dict]]]:
+        """Of a matrix of these columns stored here: its marker, its words, and what each column
+        gives, but for the activations."""
+        config, route = self.config, self.route(number)
+        bits = config.min_code_bits + route["code_sel"]
+        # However narrow codes are, none is 0 but those of fillers.
+        coded = [[(row, code % (1 << bits) or 1) for row, code in self.columns[column]]
+                 for column in columns]
+        words, given = sequential_words(coded, self.height, bits, config.entry_bits - bits)
+        marker = {**route, "spmat": at, "drop": -self.height}
+        return marker, words, [
+            [{"code": self.decoded(code, bits), "route": route,
+              "row": unsigned(row - self.height, config.acc_addr_bits)} for row, code in column]
+            for column in given]
+
+    def decoded(self, code: int, bits: int) -> int:
+        """A code of this width as it is given."""
+        if self.config.direct_weights:
+            return unsigned(signed(code, bits), self.config.code_bits)
+        return code
+
+
+def matrix_of(lengths, config: EngineConfig, seed: int = 0, height: int = 9) -> Matrix:
+    """Columns of these lengths as an engine like this has them."""
+    if config.pointers:
+        return Matrix(lengths, config, seed)
+    return Sequential(lengths, config, seed, height)
 
 
 def record(dut, testbench, got: list, busy: list | None = None):
@@ -229,39 +267,50 @@ def test_reset_drops_the_column_inside():
 
 @dataclass(frozen=True)
 class Mark:
-    """A marker in a `Tape`: the matrix that begins with a column, and its route."""
+    """A marker in a `Tape`: the route of the columns up to the next."""
 
-    column: int
     number: int
 
 
-def elements(matrix: Matrix, items) -> Iterator[tuple[Tag, dict, list]]:
-    """What stands in the queue for a tape: tag, payload, and what comes out."""
-    number = 0
+def elements(matrix: Matrix, items) -> tuple[list[tuple[Tag, dict, list]], list[int]]:
+    """What stands in the queue for a tape: tag, payload, and what comes out; and the memory."""
+    config, number = matrix.config, 0
+    queue, words, run = [], list(matrix.words), iter(())
     for place, item in enumerate(items):
         if item is None:
             # A fence comes behind all that came before it, and nothing of what came after.
-            yield Tag.FENCE, junk(matrix.config, place), [None]
+            queue.append((Tag.FENCE, junk(config, place), [None]))
         elif isinstance(item, Mark):
-            parts = marker_parts(matrix.config, **matrix.marker(item.column, item.number))
-            for left, part in zip(range(len(parts), 0, -1), parts, strict=True):
-                yield (Tag.PART if left > 1 else Tag.MARK), {
-                    **junk(matrix.config, place), "values": part_values(matrix.config, part)}, []
             number = item.number
+            marker = matrix.route(number)
+            if not config.pointers:
+                columns = takewhile(lambda other: not isinstance(other, Mark), items[place + 1:])
+                marker, stored, given = matrix.run(
+                    [column for column in columns if column is not None], number, len(words))
+                words, run = words + stored, iter(given)
+            parts = marker_parts(config, **marker)
+            for left, part in zip(range(len(parts), 0, -1), parts, strict=True):
+                queue.append(((Tag.PART if left > 1 else Tag.MARK), {
+                    **junk(config, place), "values": part_values(config, part)}, []))
         else:
             value = 10 * place - 30
-            yield (Tag.COLUMN, matrix.start(item, value), matrix.outputs(item, value, number))
+            given = matrix.outputs(item, value, number) if config.pointers else [
+                {**entry, "values": matrix.values(value)} for entry in next(run)]
+            queue.append((Tag.COLUMN, matrix.start(item, value), given))
+    return queue, words
 
 
 class Tape:
     """Columns, markers and fences against a block, with holds and gaps; what comes out, cycle by
     cycle.
 
-    A number is a column, ``None`` a fence. Without pointers, columns go in runs, and every run
-    begins with the marker of its first column.
+    A number is a column, ``None`` a fence. Without pointers, the columns from a marker to the next
+    are a matrix.
 
     Attributes
     ----------
+    queue
+        Tag, payload, and what comes out, of every column, fence or part of a marker.
     given
         (cycle, entry or None for a fence).
     taken
@@ -272,9 +321,9 @@ class Tape:
 
     def __init__(self, matrix: Matrix, items, *, hold=lambda cycle: False, wait=lambda k: 0):
         config = matrix.config
-        dut = (SpMatRead if config.pointers else SpMatStream)(config, init=matrix.words)
-        queue = list(elements(matrix, items))
-        self.given, self.taken = [], []
+        queue, words = elements(matrix, items)
+        dut = (SpMatRead if config.pointers else SpMatStream)(config, init=words)
+        self.queue, self.given, self.taken = queue, [], []
 
         async def testbench(ctx):
             cycle, place, since, quiet = 0, 0, 0, 0
@@ -316,11 +365,16 @@ class Tape:
             if tag == Tag.COLUMN:
                 cycle = max(cycle, ready)
             elif tag == Tag.MARK and not config.pointers:
-                ready = cycle + SPMAT_READ_LATENCY
+                ready = cycle + JUMP
             late = SPMAT_READ_LATENCY if config.pointers else 0
             expected += [cycle + late + k for k in range(len(entries))]
             cycle += max(1, len(entries))
         return expected
+
+    def columns(self) -> list[tuple[int, list]]:
+        """Cycle in which each column left the queue, and what came out."""
+        return [(cycle, entries) for cycle, (tag, _, entries) in zip(
+            self.taken, self.queue, strict=True) if tag == Tag.COLUMN]
 
 
 def junk(config: EngineConfig, number: int) -> dict:
@@ -332,36 +386,39 @@ def junk(config: EngineConfig, number: int) -> dict:
 
 
 RECURRENT = recurrent()
-STREAM = recurrent(pointers=False)
+STREAM = recurrent(pointers=False, channels=2, spmat_depth=1024)
 #: Markers of two parts and of three.
-TWO = recurrent(pointers=False, act_bits=8)
-THREE = recurrent(pointers=False, act_bits=8, acc_depth=600)
-POINTERS_THREE = recurrent(act_bits=8, acc_depth=5000)
+TWO = recurrent(pointers=False, spmat_depth=1024)
+THREE = recurrent(pointers=False, act_bits=8, spmat_depth=1024)
+DIRECT = STREAM.with_(direct_weights=True)
+#: Indices of one to three bits: many fillers.
+NARROW = STREAM.with_(entry_bits=5)
 LENGTHS = [1, 2, 3, 4, 1, 1, 5, 2, 2, 3, 1, 3, 3, 7, 1, 2, 1]
+#: As many columns, some without entries, as they come to PEs without pointers only.
+SPARSE = [0, 2, 0, 0, 0, 4, 1, 0, 5, 2, 0, 0, 3, 7, 0, 1, 0]
 
-of_kinds = pytest.mark.parametrize("config", [RECURRENT, STREAM, TWO, THREE, POINTERS_THREE], ids=[
-    "pointers", "no pointers", "two parts", "three parts", "pointers, three parts"])
+KINDS = {"pointers": RECURRENT, "no pointers": STREAM, "two parts": TWO, "three parts": THREE,
+         "direct": DIRECT, "narrow": NARROW}
+of_kinds = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 
 
 def test_parts_of_markers():
-    assert [config.marker_parts for config in (
-        RECURRENT, STREAM, TWO, THREE, POINTERS_THREE)] == [1, 1, 2, 3, 3]
+    assert [config.marker_parts for config in (RECURRENT, STREAM, TWO, THREE)] == [1, 1, 2, 3]
 
 
 @of_kinds
 def test_a_hold_at_any_time_only_delays(config):
-    """One cycle of holding at every position, then every pair of cycles."""
-    matrix = Matrix(LENGTHS, config)
-    items = [Mark(0, 1), *range(8), None, *range(8, 17), Mark(3, 2), 3, 4, None, Mark(0, 0), 0]
+    """One cycle of holding at every position."""
+    matrix = matrix_of(LENGTHS if config.pointers else SPARSE, config)
+    items = [Mark(1), *range(8), None, *range(8, 17), Mark(2), 3, 4, None, Mark(0), 0, 1]
     tape = Tape(matrix, items)
     assert [cycle for cycle, _ in tape.given] == tape.free
     # A matrix read ahead at its marker does not stop, so that it hides a hold.
     hidden = set()
     if not config.pointers:
-        queue = list(elements(matrix, items))
-        marks = [cycle for cycle, (tag, *_) in zip(tape.taken, queue, strict=True)
+        marks = [cycle for cycle, (tag, *_) in zip(tape.taken, tape.queue, strict=True)
                  if tag == Tag.MARK]
-        hidden = {cycle + k for cycle in marks for k in range(1, SPMAT_READ_LATENCY)}
+        hidden = {cycle + k for cycle in marks for k in range(1, JUMP)}
     for at in range(tape.given[-1][0] + 2):
         # What would have come from then on comes a cycle later.
         late = [(cycle + (cycle >= at and at not in hidden), entry)
@@ -369,20 +426,19 @@ def test_a_hold_at_any_time_only_delays(config):
         assert Tape(matrix, items, hold=lambda cycle, at=at: cycle == at).given == late, at
 
 
-@pytest.mark.parametrize("config", [
-    RECURRENT, STREAM, recurrent(channels=3), TWO, THREE, POINTERS_THREE],
-    ids=["pointers", "no pointers", "channels", "two parts", "three parts",
-         "pointers, three parts"])
+@pytest.mark.parametrize("config", [*KINDS.values(), recurrent(channels=3)],
+                         ids=[*KINDS, "channels"])
 @pytest.mark.parametrize("rate", [0.2, 0.5, 0.8])
 @pytest.mark.parametrize("gaps", [0.0, 0.5])
 def test_random_holds_markers_and_fences(config, rate, gaps):
     rng = np.random.default_rng(int(10 * rate))
-    matrix = Matrix(rng.choice([1, 1, 2, 2, 3, 4, 7], size=40), config)
+    lengths = [1, 1, 2, 2, 3, 4, 7] if config.pointers else [0, 0, 0, 0, 1, 1, 2, 3, 4, 7]
+    matrix = matrix_of(rng.choice(lengths, size=40), config)
     items = []
     for number in range(12):
         # A matrix may have no column before the next marker, which may come behind a fence.
         begin = int(rng.integers(20))
-        items += [Mark(begin, number)]
+        items += [Mark(number)]
         items += range(begin, begin + int(rng.integers(12)))
         items += [None] * int(rng.integers(3))
     if config.pointers:
@@ -394,13 +450,13 @@ def test_random_holds_markers_and_fences(config, rate, gaps):
 @of_kinds
 def test_markers_and_fences_between_short_columns(config):
     """Every two neighbours of up to four entries, with markers and fences around them."""
-    for lengths in product((1, 2, 3, 4), repeat=2):
-        matrix = Matrix(lengths, config)
-        between = [[], [None], [None, None], [Mark(1, 2)], [Mark(1, 2), None], [None, Mark(1, 2)],
-                   [Mark(0, 1), Mark(1, 2)]]
+    for lengths in product((1, 2, 3, 4) if config.pointers else (0, 1, 2, 4), repeat=2):
+        matrix = matrix_of(lengths, config)
+        between = [[], [None], [None, None], [Mark(2)], [Mark(2), None], [None, Mark(2)],
+                   [Mark(1), Mark(2)]]
         items = []
-        for before, middle, after in product(([], [None]), between, ([], [None], [Mark(0, 0)])):
-            items += [*before, Mark(0, len(items)), 0, *middle, 1, *after]
+        for before, middle, after in product(([], [None]), between, ([], [None], [Mark(0)])):
+            items += [*before, Mark(len(items)), 0, *middle, 1, *after]
         tape = Tape(matrix, items)
         assert [cycle for cycle, _ in tape.given] == tape.free, lengths
 
@@ -432,114 +488,179 @@ def test_busy_while_a_marker_is_inside():
 
 
 def test_columns_without_pointers_follow_without_a_bubble():
-    matrix = Matrix(LENGTHS, STREAM)
-    tape = Tape(matrix, [Mark(0, 1), *range(17)])
-    first = SPMAT_READ_LATENCY
-    assert [cycle for cycle, _ in tape.given] == list(range(first, first + sum(LENGTHS)))
+    """Over the end of every column, and in the cycle in which the next matrix is there."""
+    matrix = Sequential(LENGTHS, STREAM)
+    tape = Tape(matrix, [Mark(1), *range(17)])
+    assert [cycle for cycle, _ in tape.given] == list(range(JUMP, JUMP + sum(LENGTHS)))
     # A column leaves the queue with its last entry.
-    assert tape.taken == [0, *(first - 1 + total for total in np.cumsum(LENGTHS))]
+    assert tape.taken == [0, *(JUMP - 1 + total for total in np.cumsum(LENGTHS))]
     # The next matrix is looked up when its marker is at the head of the queue.
     runs = [range(3), range(2), range(9, 11), range(1), range(1)]
-    again = Tape(matrix, [item for k, run in enumerate(runs)
-                          for item in (Mark(run[0], k), *run)]).given
+    again = Tape(matrix, [item for run in runs for item in (Mark(1), *run)]).given
     cycle, expected = 0, []
     for run in runs:
         length = sum(LENGTHS[k] for k in run)
-        expected += range(cycle + SPMAT_READ_LATENCY, cycle + SPMAT_READ_LATENCY + length)
-        cycle += SPMAT_READ_LATENCY + length
+        expected += range(cycle + JUMP, cycle + JUMP + length)
+        cycle += JUMP + length
     assert [cycle for cycle, _ in again] == expected
+
+
+def test_a_column_without_entries_takes_a_cycle():
+    """At the beginning of a matrix, several in a row, and at its end."""
+    lengths = [0, 0, 3, 0, 1, 0, 0, 0, 2, 1, 0, 0]
+    # With indices of 6 bits there is no filler.
+    tape = Tape(Sequential(lengths, STREAM), [Mark(0), *range(12), None, Mark(0), 2, 3])
+    cycles, cycle = [], JUMP
+    for length in lengths:
+        cycle += max(1, length)
+        cycles.append(cycle - 1)
+    assert tape.taken[:13] == [0, *cycles]
+    # The fence and the next marker are right behind them.
+    assert tape.taken[13:] == [cycle, cycle + 1, cycle + 1 + JUMP + 2, cycle + 1 + JUMP + 3]
+    assert [cycle - JUMP for cycle, _ in tape.given[:7]] == [2, 3, 4, 6, 10, 11, 12]
+
+
+@pytest.mark.parametrize("config", [STREAM, NARROW, DIRECT], ids=["wide", "narrow", "direct"])
+@pytest.mark.parametrize("height", [1, 2, 9, 12, 16])
+def test_matrices_of_every_height(config, height):
+    """Up to as many rows as addresses of accumulators tell apart; of every code width."""
+    config = config.with_(acc_depth=16)
+    rng = np.random.default_rng(height)
+    lengths = rng.integers(min(height, 4) + 1, size=24) * (rng.random(24) < 0.5)
+    matrix = Sequential(lengths, config, height=height)
+    # All rows of a column, next to each other and beside columns without any.
+    matrix.columns += Sequential([height] * 2, config, seed=1, height=height).columns
+    for number in range(3):
+        tape = Tape(matrix, [Mark(number), *range(12), 24, 25, 0, 24, *range(12, 24), 25, None])
+        assert [cycle for cycle, _ in tape.given] == tape.free
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_fillers_over_column_ends(number):
+    """They are entries of the column that they end up in, however long the gap."""
+    bits = NARROW.min_code_bits + number
+    longest = (1 << NARROW.entry_bits - bits) - 1
+    for gap in range(2, 12):
+        lengths = [1, *[0] * gap, 2, *[0] * gap]
+        tape = Tape(Sequential(lengths, NARROW), [Mark(number), *range(len(lengths)), None])
+        assert [cycle for cycle, _ in tape.given] == tape.free
+        fillers = [len(entries) for _, entries in tape.columns()[1:gap + 1]]
+        # A gap of 9 rows for each column and perhaps some of its neighbours'.
+        assert 9 * gap // (longest + 1) - 1 <= sum(fillers) <= 9 * (gap + 2) // (longest + 1)
+        # Whether there is one or none, a column takes a cycle for each entry, and at least one.
+        cycles = [cycle for cycle, _ in tape.columns()]
+        assert np.diff(cycles).tolist() == [
+            max(1, len(entries)) for _, entries in tape.columns()[1:]]
+
+
+@pytest.mark.parametrize("config", [STREAM, TWO, NARROW], ids=["one part", "two", "narrow"])
+def test_matrices_that_end_with_empty_columns(config):
+    """None of them may be left behind, or take what the next marker is for."""
+    matrix = Sequential([0, 1, 3], config)
+    for begin, empty in product(([], [1], [2], [0, 2]), range(6)):
+        items = [Mark(1), *begin, *[0] * empty, Mark(2), 2, *[0] * empty, None, *[0] * empty,
+                 Mark(0), *[0] * empty, 1, None]
+        tape = Tape(matrix, items)
+        assert [cycle for cycle, _ in tape.given] == tape.free, (begin, empty)
 
 
 @pytest.mark.parametrize("wait", range(1, 8))
 def test_entries_read_ahead_wait_for_their_column(wait):
     """However long the queue was empty, the next column's first entry is there at once."""
-    tape = Tape(Matrix([1, 2, 3, 1, 4, 1], STREAM), [Mark(0, 1), *range(6)],
+    tape = Tape(Sequential([1, 2, 3, 1, 4, 0, 0, 1], STREAM), [Mark(0), *range(8)],
                 wait=lambda place: wait)
-    firsts = [cycle for cycle, entry in tape.given if entry["first"]]
-    lasts = [cycle for cycle, after in zip(tape.taken[1:], firsts[1:], strict=False)
-             if after != cycle + 1 + wait]
-    assert lasts == []
-    assert firsts[0] == wait + max(SPMAT_READ_LATENCY, 1 + wait)
+    cycle, expected, given = wait, [], []
+    for number, (left, entries) in enumerate(tape.columns()):
+        cycle += 1 + wait if number else max(JUMP, 1 + wait)
+        given += range(cycle, cycle + len(entries))
+        # It leaves the queue with its last entry, or if it has none at once.
+        cycle += max(1, len(entries)) - 1
+        expected.append(cycle)
+        assert left == cycle
+    assert [cycle for cycle, _ in tape.given] == given
+    assert tape.taken == [wait, *expected]
 
 
-def test_loaded_words_are_read_after_a_marker():
+def test_the_last_word_of_the_memory_is_the_one_behind_the_matrix():
+    config = STREAM.with_(spmat_depth=64)
+    matrix = Sequential([1, 2, 3, 0, 0], config)
+    _, words, _ = matrix.run(range(5), 1)
+    matrix.words = [0xFF] * (64 - len(words))
+    tape = Tape(matrix, [Mark(1), *range(5), None])
+    assert [cycle for cycle, _ in tape.given] == tape.free
+
+
+def marker_script(config: EngineConfig, marker: dict) -> list[dict]:
+    """Steps of `play` that offer a marker."""
+    parts = marker_parts(config, **marker)
+    return [{"i.valid": 1, "i.payload": {
+        "tag": Tag.PART if left else Tag.MARK, "values": part_values(config, part)}}
+        for left, part in zip(range(len(parts) - 1, -1, -1), parts, strict=True)]
+
+
+@pytest.mark.parametrize("config", [STREAM, TWO], ids=["one part", "two parts"])
+def test_loaded_words_are_read_after_a_marker(config):
     """What was read ahead before a load is not used by the columns after it."""
-    old, new = Matrix([2, 1, 3], STREAM, seed=1), Matrix([1, 2, 3], STREAM, seed=2)
+    old = Sequential([2, 1, 0, 3], config, seed=1).run(range(4), 1)
+    new = Sequential([1, 2, 0, 3], config, seed=2).run(range(4), 2)
 
-    def run(matrix):
-        [part] = marker_parts(STREAM, **matrix.marker(0, 1))
-        mark = {"tag": Tag.MARK, "values": part_values(STREAM, part)}
-        return [{"i.valid": 1, "i.payload": mark}] + [
-            {"i.valid": 1, "i.payload": {"values": [column]}} for column in range(3)
-            for _ in range(2 * (column == 0) + len(matrix.entries[column]))]
+    def run(marker, words, given):
+        column = {"i.valid": 1, "i.payload": {"values": [7] * config.channels}}
+        entries = sum(max(1, len(column)) for column in given)
+        return [*marker_script(config, marker), *[column] * (JUMP - 1 + entries)]
 
-    load = [{"load.valid": 1, "load.payload": load_message(Kind.LOAD_SPMAT, 0, addr, word)}
-            for addr, word in enumerate(new.words)]
-    trace = play(SpMatStream(STREAM, init=old.words), [*run(old), *load, *run(new)],
-                 ["o.valid", "o.payload", "busy"])
-    assert [entry["entry"] for _, entry in transfers(trace, "o")] == [
-        word & (FLAG - 1) for word in old.words + new.words]
-
-
-def test_an_entry_of_code_0_at_the_end_stands_for_empty_columns():
-    config = STREAM.with_(code_bits=4, min_code_bits=3)
-    flag, codes = 1 << config.entry_bits, {0: 3, 1: 4}
-    for sel, hold in product(codes, (False, True)):
-        # One entry, three empty columns, two entries, one empty column, one entry.
-        words = [flag | 5, flag | 2 << codes[sel], 3, flag | 6, flag, flag | 1]
-        expected = [words[:1], words[1:2], [], [], words[2:4], words[4:5], words[5:]]
-        dut, got = SpMatStream(config, init=words), []
-        [part] = marker_parts(config, code_sel=sel, spmat=0)
-        queue = [(Tag.MARK, part_values(config, part)),
-                 *((Tag.COLUMN, [k]) for k in range(len(expected))), (Tag.FENCE, [9])]
-
-        async def testbench(ctx, dut=dut, hold=hold, got=got, queue=queue):
-            place, given = 0, []
-            for cycle in range(60):
-                held = hold and cycle % 3 == 1
-                ctx.set(dut.hold, int(held))
-                ctx.set(dut.i.valid, int(place < len(queue)))
-                if place < len(queue):
-                    tag, values = queue[place]
-                    ctx.set(dut.i.payload, {"tag": tag, "values": values})
-                if ctx.get(dut.o.valid):
-                    given.append(ctx.get(dut.o.payload.entry))
-                if place < len(queue) and ctx.get(dut.i.ready):
-                    assert not held
-                    got.append(given)
-                    place, given = place + 1, []
-                await ctx.tick()
-
-        simulate(dut, testbench)
-        assert got == [[word & (flag - 1) for word in column]
-                       for column in ([], *expected, [])]
+    loads = [{"load.valid": 1, "load.payload": load_message(Kind.LOAD_SPMAT, 0, addr, word)}
+             for addr, word in enumerate(new[1])]
+    # Those for other PEs and other memories are none.
+    loads += [{"load.valid": 1, "load.payload": load_message(kind, pe, 0, 0xFF)}
+              for kind, pe in ((Kind.LOAD_SPMAT, 1), (Kind.LOAD_BIAS, 0))]
+    trace = play(SpMatStream(config, init=old[1]), [*run(*old), *loads, *run(*new)],
+                 ["o.valid", "o.payload", "busy", "i.ready"])
+    entries = [entry for _, _, given in (old, new) for column in given for entry in column]
+    values = {"values": [7] * config.channels}
+    assert [entry for _, entry in transfers(trace, "o")] == [
+        {**entry, **values} for entry in entries]
+    # All columns have left, the last with the last cycle.
+    assert trace[-1]["i.ready"]
 
 
 def test_reset_forgets_what_was_read_ahead():
-    matrix = Matrix([2, 2], STREAM)
-    [part] = marker_parts(STREAM, **matrix.marker(0, 1))
-    mark = {"i.valid": 1, "i.payload": {"tag": Tag.MARK, "values": part_values(STREAM, part)}}
-    column = {"i.valid": 1, "i.payload": {"values": [1]}}
-    script = [mark, *[column] * 3, {"reset": 1}, mark, *[column] * 4]
-    trace = play(SpMatStream(STREAM, init=matrix.words), script, ["o.valid", "o.payload"],
-                 reset=Signal())
-    assert [(cycle, entry["entry"], entry["first"]) for cycle, entry in transfers(trace, "o")] == [
-        (3, matrix.entries[0][0], 1), (8, matrix.entries[0][0], 1), (9, matrix.entries[0][1], 0)]
+    """In every cycle, with a column half done among them."""
+    matrix = Sequential([2, 0, 2], STREAM)
+    marker, words, given = matrix.run(range(3), 1)
+    column = {"i.valid": 1, "i.payload": {"values": [1, 2]}}
+    whole = [*marker_script(STREAM, marker), *[column] * (JUMP - 1 + 2 + 1 + 2)]
+    entries = [{**entry, "values": [1, 2]} for column in given for entry in column]
+    cycles = [JUMP, JUMP + 1, JUMP + 3, JUMP + 4]
+    for at in range(len(whole)):
+        script = [*whole[:at], {"reset": 1}, *whole]
+        trace = play(SpMatStream(STREAM, init=words), script,
+                     ["o.valid", "o.payload", "i.ready"], reset=Signal())
+        found = transfers(trace, "o")
+        expected = list(zip(cycles, entries, strict=True))
+        assert found == [
+            *(item for item in expected if item[0] < at),
+            *((at + 1 + cycle, entry) for cycle, entry in expected)], at
+        ready = [step["i.ready"] for step in trace[at + 1:]]
+        # Of the marker, then of the columns, each with its last cycle.
+        assert [cycle for cycle, step in enumerate(ready) if step] == [
+            0, JUMP + 1, JUMP + 2, JUMP + 4], at
 
 
 #: Engines that drain between matrices, by the parts of their markers.
 FEED_FORWARD = {
     "pointers": SMALL,
     "two parts, pointers": SMALL.with_(act_bits=4, codebooks=5),
-    "no pointers": SMALL.with_(pointers=False),
-    "two parts": SMALL.with_(pointers=False, act_bits=8),
-    "three parts": SMALL.with_(pointers=False, act_bits=4),
+    "no pointers": SMALL.with_(pointers=False, channels=2),
+    "two parts": SMALL.with_(pointers=False),
+    "three parts": SMALL.with_(pointers=False, act_bits=8),
     "32 channels": SMALL.with_(pointers=False, channels=32),
+    "narrow": SMALL.with_(pointers=False, channels=2, entry_bits=5),
 }
 
 
 def test_parts_of_markers_of_feed_forward_engines():
-    assert [config.marker_parts for config in FEED_FORWARD.values()] == [1, 2, 1, 2, 3, 1]
+    assert [config.marker_parts for config in FEED_FORWARD.values()] == [1, 2, 1, 2, 3, 1, 1]
 
 
 @pytest.mark.parametrize("gaps", [0, 2])
@@ -547,8 +668,22 @@ def test_parts_of_markers_of_feed_forward_engines():
 def test_feed_forward_engines_take_markers_from_the_broadcast(config, gaps):
     """Where nothing is left of the matrix before; other messages come between the parts."""
     rng = np.random.default_rng(gaps)
-    matrix = Matrix(rng.choice([1, 1, 2, 3, 4, 7], size=30), config)
-    dut = (SpMatRead if config.pointers else SpMatStream)(config, init=matrix.words)
+    if not config.pointers:
+        config = config.with_(spmat_depth=400)
+    lengths = [1, 1, 2, 3, 4, 7] if config.pointers else [0, 0, 1, 1, 2, 3, 4, 7]
+    matrix = matrix_of(rng.choice(lengths, size=30), config)
+    begins = rng.integers(20, size=8).tolist()
+    runs = [range(begin, begin + int(rng.integers(1, 10))) for begin in begins]
+    if config.pointers:
+        markers, words = [matrix.route(number) for number in range(1, 9)], matrix.words
+    else:
+        markers, words, given = [], [], []
+        for number, columns in enumerate(runs, 1):
+            marker, stored, entries = matrix.run(columns, number, len(words))
+            markers.append(marker)
+            given.append(entries)
+            words += stored
+    dut = (SpMatRead if config.pointers else SpMatStream)(config, init=words)
     column = (act_message(3, *[1] * config.channels) if config.pointers else
               {"kind": Kind.ACT, "args": {"act": {"values": [1] * config.channels}}})
     others = [column, scan_message(act=3, rows=2), load_message(Kind.LOAD_SPMAT, 2, 0, 7),
@@ -562,10 +697,8 @@ def test_feed_forward_engines_take_markers_from_the_broadcast(config, gaps):
             await ctx.tick()
             ctx.set(dut.load.valid, 0)
 
-        for number in range(1, 9):
-            begin = int(rng.integers(20))
-            columns = range(begin, begin + int(rng.integers(1, 10)))
-            for message in mark_messages(config, **matrix.marker(begin, number)):
+        for number, columns in enumerate(runs, 1):
+            for message in mark_messages(config, **markers[number - 1]):
                 for _ in range(rng.integers(gaps + 1)):
                     await send(others[rng.integers(len(others))])
                     await send(mark_messages(config, code_sel=2)[-1], valid=0)
@@ -574,10 +707,15 @@ def test_feed_forward_engines_take_markers_from_the_broadcast(config, gaps):
             for _ in range(rng.integers(gaps + 1)):
                 await send(others[rng.integers(len(others))])
                 since += 1
-            offered, found = since, []
-            for column in columns:
-                expected.extend(matrix.outputs(column, column - begin, number))
-                ctx.set(dut.i.payload, matrix.start(column, column - begin))
+            offered, found, times = since, [], []
+            for value, column in enumerate(columns):
+                entries = matrix.outputs(column, value, number) if config.pointers else [
+                    {**entry, "values": matrix.values(value)}
+                    for entry in given[number - 1][value]]
+                expected.extend(entries)
+                # A column without entries, which comes to engines without pointers, takes a cycle.
+                times += [1] * len(entries) or [0]
+                ctx.set(dut.i.payload, matrix.start(column, value))
                 ctx.set(dut.i.valid, 1)
                 taken = False
                 while not taken:
@@ -597,8 +735,8 @@ def test_feed_forward_engines_take_markers_from_the_broadcast(config, gaps):
             assert len(got) == len(expected)
             # A matrix without pointers is looked up with the last part, cycle 0.
             first = (offered + SPMAT_READ_LATENCY if config.pointers
-                     else max(SPMAT_READ_LATENCY, offered))
-            assert found == list(range(first, first + len(found)))
+                     else max(JUMP, offered))
+            assert found == [first + k for k, entry in enumerate(times) if entry]
 
     simulate(dut, testbench)
     assert got == expected

@@ -67,9 +67,10 @@ ENGINES = {
 }
 
 
-def network_of(name: str, direct: bool) -> CompressedNetwork:
+def network_of(name: str, direct: bool, act_bits: int = 16) -> CompressedNetwork:
     return random_recurrent(sorted(STACKS).index(name), 12, STACKS[name],
-                            fixed_bits=12 if direct else None)
+                            fixed_bits=12 if direct else None, in_frac=act_bits - 4,
+                            act_bits=act_bits)
 
 
 def one_engine(networks: list[CompressedNetwork], n_pes: int, channels: int,
@@ -108,7 +109,7 @@ def test_every_cell_and_option_on_one_engine_without_reset(name):
     n_pes, channels, fields = ENGINES[name]
     fields = {"acc_bits": 36, "shift_bits": 4} | fields
     direct = fields.get("direct_weights", False)
-    networks = {stack: network_of(stack, direct) for stack in STACKS}
+    networks = {stack: network_of(stack, direct, fields.get("act_bits", 16)) for stack in STACKS}
     config = one_engine(list(networks.values()), n_pes, channels, **fields)
     rng = np.random.default_rng(1)
     with engine(config) as simulation:

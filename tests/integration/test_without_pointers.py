@@ -16,7 +16,7 @@ from openese.sim.simulate import run_engine
 @pytest.mark.parametrize(("n_pes", "queue_depth", "widths"), [
     (4, 1, {"input_lanes": 2}),
     (9, 2, {"direct_weights": True, "entry_bits": 12, "code_bits": 8, "min_code_bits": 8}),
-    # Markers of three parts.
+    # Markers of five parts.
     (5, 3, {"act_bits": 6}),
 ])
 def test_outputs_and_cycles(n_pes, queue_depth, widths):

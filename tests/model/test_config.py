@@ -125,6 +125,8 @@ def test_address_widths_hold_every_address_and_are_never_zero(depth):
 def test_derived_widths():
     config = EngineConfig(n_pes=6, spmat_depth=2048, codebooks=3, act_depth=256, acc_depth=32)
     assert config.spmat_word_bits == 9
+    # Only where columns have pointers is their end flagged.
+    assert config.with_(pointers=False).spmat_word_bits == 8
     assert config.ptr_word_bits == 11 + 2
     assert config.codebook_depth == 48
     assert config.codebook_addr_bits == 6
@@ -137,17 +139,20 @@ def test_derived_widths():
 @pytest.mark.parametrize(("changes", "bits", "parts"), [
     # One code width takes a bit as well, 4 codebooks take 2.
     ({}, 1 + 2, 1),
-    ({"pointers": False}, 1 + 2 + 11, 1),
-    ({"pointers": False, "act_bits": 14}, 1 + 2 + 11, 1),
-    ({"pointers": False, "act_bits": 13}, 1 + 2 + 11, 2),
-    ({"pointers": False, "act_bits": 4}, 1 + 2 + 11, 4),
+    # One of 64 accumulators, the address of an entry, and up to 64 rows, subtracted.
+    ({"pointers": False}, 1 + 2 + 6 + 11 + 7, 2),
+    ({"pointers": False, "act_bits": 14}, 1 + 2 + 6 + 11 + 7, 2),
+    ({"pointers": False, "act_bits": 13}, 1 + 2 + 6 + 11 + 7, 3),
+    ({"pointers": False, "act_bits": 4}, 1 + 2 + 6 + 11 + 7, 7),
+    ({"pointers": False, "channels": 2}, 1 + 2 + 6 + 11 + 7, 1),
+    ({"pointers": False, "acc_depth": 65}, 1 + 2 + 7 + 11 + 8, 2),
     ({"codebooks": 1, "min_code_bits": 1}, 2 + 1, 1),
     # First accumulator of 64, alignment from 0 to 12.
     ({"state_depth": 9}, 1 + 2 + 6, 1),
-    ({"state_depth": 9, "pointers": False}, 1 + 2 + 6 + 11, 2),
-    ({"state_depth": 9, "pointers": False, "act_bits": 8}, 1 + 2 + 6 + 11, 3),
-    ({"state_depth": 9, "pointers": False, "channels": 32}, 1 + 2 + 6 + 11, 1),
-    ({"state_depth": 9, "pointers": False, "direct_weights": True}, 1 + 4 + 6 + 11, 2),
+    ({"state_depth": 9, "pointers": False}, 1 + 2 + 6 + 11 + 7, 2),
+    ({"state_depth": 9, "pointers": False, "act_bits": 8}, 1 + 2 + 6 + 11 + 7, 4),
+    ({"state_depth": 9, "pointers": False, "channels": 32}, 1 + 2 + 6 + 11 + 7, 1),
+    ({"state_depth": 9, "pointers": False, "direct_weights": True}, 1 + 4 + 6 + 11 + 7, 2),
 ])
 def test_markers_take_as_many_parts_as_they_must(changes, bits, parts):
     config = EngineConfig(n_pes=6, **changes)
