@@ -6,7 +6,7 @@ from amaranth import *
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from openese.model.config import SPMAT_READ_LATENCY, EngineConfig
+from openese.model.config import SPMAT_READ_LATENCY, SPMAT_STREAM_LATENCY, EngineConfig
 
 from .checks import checked_config, checked_contents
 from .decode import split_entry
@@ -187,10 +187,13 @@ class SpMatStream(SpMatRead):
     tells by itself whether the entry is in the column at the head of the queue or in a later one.
     The entry behind the last column waits there until the next marker discards it.
 
-    Latency: 0 cycles from a column at the head of the queue to its first entry; after a marker 4.
+    Latency: 0 cycles from a column at the head of the queue to its first entry, but no sooner than
+    ``SPMAT_STREAM_LATENCY`` = 4 after the last part of a marker.
     Throughput: 1 entry per cycle; a column without entries takes a cycle. Parameters, members and
     errors are those of `SpMatRead`.
     """
+
+    LATENCY = SPMAT_STREAM_LATENCY
 
     def elaborate(self, platform):
         m = Module()

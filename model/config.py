@@ -10,12 +10,13 @@ from math import ceil
 __all__ = [
     "ACC_LATENCY", "ACT_READ_LATENCY", "DECODE_LATENCY", "DRAIN_LATENCY", "GATE_LANES",
     "LUT_RAM_WORDS", "MULTIPLY_LATENCY", "PRESETS", "PTR_READ_LATENCY",
-    "SPMAT_READ_LATENCY", "WRITE_BACK_LATENCY", "EngineConfig",
+    "SPMAT_READ_LATENCY", "SPMAT_STREAM_LATENCY", "WRITE_BACK_LATENCY", "EngineConfig",
 ]
 
 # Pipeline depths of the blocks of a PE, in cycles; each block asserts its own.
 PTR_READ_LATENCY = 2  # column in, start pointer out
 SPMAT_READ_LATENCY = 3  # column taken from the queue, first entry out
+SPMAT_STREAM_LATENCY = 4  # without pointers: marker taken, first entry out
 DECODE_LATENCY = 1  # entry in, row and multiplier's operands out
 MULTIPLY_LATENCY = 3  # operands in, product out
 ACC_LATENCY = 1  # product in, accumulator memory written

@@ -26,6 +26,7 @@ from openese.model.config import (
     DRAIN_LATENCY,
     MULTIPLY_LATENCY,
     SPMAT_READ_LATENCY,
+    SPMAT_STREAM_LATENCY,
     WRITE_BACK_LATENCY,
     EngineConfig,
 )
@@ -41,8 +42,6 @@ _FENCE = MULTIPLY_LATENCY + 2
 #: From the element-wise unit giving a result to the register behind the queue offering it, and what
 #: block RAM takes longer.
 _RESULT_QUEUE, _RESULT_BLOCK_RAM = 2, 1
-#: Cycles to fill the empty matrix read of an engine without pointers.
-_JUMP = 4
 # What else than a column's entries is in a queue; a column without entries comes to PEs that look
 # nothing up.
 _FENCE_HERE, _NO_ENTRY, _PART, _MARK = 0, -1, -2, -3
@@ -224,7 +223,7 @@ class _Pes:
         if self._config.recurrent:
             self.column(cycle, _MARK if last else _PART)
         elif last:
-            self._ready[:] = cycle + self._config.broadcast_latency + _JUMP
+            self._ready[:] = cycle + self._config.broadcast_latency + SPMAT_STREAM_LATENCY
 
     def write(self, cycle: int, rows: int) -> None:
         """WRITE is broadcast in this cycle."""
@@ -334,7 +333,7 @@ class _Pes:
         if go is not None:
             steps &= go
         fence = steps & (self._left == _FENCE_HERE)
-        self._ready[steps & (self._left == _MARK)] = cycle + _JUMP
+        self._ready[steps & (self._left == _MARK)] = cycle + SPMAT_STREAM_LATENCY
         gives = steps & (self._left > 0)
         self._left -= gives
         done = np.flatnonzero(steps & (self._left <= 0))

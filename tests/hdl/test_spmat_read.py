@@ -38,7 +38,7 @@ from .helpers import (
 
 FLAG = 1 << SMALL.entry_bits
 #: Cycles from the last part of a marker without pointers to the first entry.
-JUMP = 4
+JUMP = SpMatStream.LATENCY
 
 
 class Matrix:
