@@ -139,8 +139,8 @@ BOARDS: dict[str, Board] = {board.name: board for board in (
     # Matrices are in SPRAM, which has no contents at power-up: this engine is loaded by the link.
     Board("icebreaker", ICEBreakerPlatform, ICE40, "iCE40UP5K, package SG48", 30, EngineConfig(
         n_pes=4, queue_depth=1, entry_bits=10, spmat_depth=16384, ptr_depth=1, bias_depth=128,
-        act_depth=512, acc_depth=128, act_bits=13, weight_bits=12, acc_bits=28, bias_bits=16, pointers=False),
-        24.0, "USB serial (second port of the FT2232H)", _LEDS, sram=None,
+        act_depth=512, acc_depth=128, act_bits=13, weight_bits=12, acc_bits=28, bias_bits=16,
+        pointers=False), 24.0, "USB serial (second port of the FT2232H)", _LEDS, sram=None,
         flash=("-b", "ice40_generic", "-f"), buffer_bytes=512, sent_bytes=256, holds_model=False),
     Board("tang-nano-9k", TangNano9kPlatform, GW1N, "Gowin GW1NR-9C, grade C6/I5", 26, EngineConfig(
         n_pes=2, spmat_depth=14336, ptr_depth=2048, bias_depth=512, act_depth=1024, acc_depth=512,
