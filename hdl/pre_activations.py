@@ -37,7 +37,8 @@ class PreActivations(wiring.Component):
     i : ``In(sum_layout(config)).array(gate_lanes)``
     o : ``Out(gate_layout(config)).array(gate_lanes)``
     start : ``In(1)``, base : ``In(bias_addr_bits)``
-        The next sum of each lane has its bias here. It comes 2 cycles later or more.
+        The next sum of each lane has its bias here. It comes ``START_LATENCY`` = 4 cycles later or
+        more.
     shift : ``In(shift_bits)``, relu : ``In(1)``, biased : ``In(1)``
         Steady while sums arrive. Without `biased` the bias is 0.
     i_load : ``In(broadcast_signature(config))``
@@ -53,6 +54,7 @@ class PreActivations(wiring.Component):
     """
 
     LATENCY = RoundOff.LATENCY
+    START_LATENCY = 4
 
     def __init__(self, config: EngineConfig, biases=()):
         self._config = checked_config(config)
@@ -108,12 +110,19 @@ class PreActivations(wiring.Component):
             write.en.eq(self.i_load.valid & (kind == Kind.LOAD_BIAS) & (load.pe == k)),
             write.addr.eq(load.addr), write.data.eq(load.data),
         ]
-        # The word of the next sum is read before it comes.
-        place, after = Signal(config.bias_addr_bits), Signal(config.bias_addr_bits)
-        m.d.comb += [
-            after.eq(Mux(start, base, place + taken)), read.addr.eq(after)]
-        m.d.sync += place.eq(after)
+        # The word of the next sum is in a register before it comes, and the one after that at the
+        # memory's output: block RAM answers late.
+        place = Signal(config.bias_addr_bits)
+        filling = Signal(2)
+        word = Signal.like(read.data, reset_less=True)
+        steps = filling.any() | taken
+        m.d.comb += [read.addr.eq(place), read.en.eq(steps)]
+        m.d.sync += filling.eq(Cat(start, filling[0]))
+        with m.If(start):
+            m.d.sync += place.eq(base)
+        with m.Elif(steps):
+            m.d.sync += [place.eq(place + 1), word.eq(read.data)]
         bias = Signal(signed(max(config.bias_bits, config.bias_guard) + 1), reset_less=True,
                       name=f"bias_{k}")
-        m.d.sync += bias.eq(half_up(config, Mux(self.biased, read.data, 0)))
+        m.d.sync += bias.eq(half_up(config, Mux(self.biased, word, 0)))
         return bias
