@@ -186,7 +186,7 @@ def units_of(config: EngineConfig) -> dict[str, Callable[[], wiring.Component]]:
     del units["write_back" if config.recurrent else "drain"]
     if not config.pointers:
         del units["ptr_read"]
-    for name in ("act_memory", "lnzd_node") if config.central_acts else ("act_store",):
+    for name in ("act_memory", "lnzd_leaf") if config.central_acts else ("act_store",):
         del units[name]
     if config.recurrent:
         elementwise, cells = ((SerialElementWise, SerialCells) if config.serial_cells

@@ -80,11 +80,11 @@ def test_every_unit_can_be_alone(config):
 
 def test_units_are_those_of_the_engine():
     names = units_of(SMALL).keys()
-    assert {"ptr_read", "write_back", "act_memory", "lnzd_node"} <= names
+    assert {"ptr_read", "write_back", "act_memory", "lnzd_leaf"} <= names
     assert not {"act_store", "drain", "cells"} & names
     central = SMALL.with_(pointers=False, state_depth=16)
     assert {"act_store", "drain", "cells"} <= units_of(central).keys()
-    assert not {"ptr_read", "write_back", "act_memory", "lnzd_node"} & units_of(central).keys()
+    assert not {"ptr_read", "write_back", "act_memory", "lnzd_leaf"} & units_of(central).keys()
 
 
 def test_registered_unit_works():
