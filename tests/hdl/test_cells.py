@@ -262,19 +262,20 @@ def test_beats_of_several_lanes(n_pes, lanes, serial):
 
 
 @pytest.mark.parametrize("gates", [0, 3])
-@pytest.mark.parametrize("n_pes", [1, 3, 4, 5, 8, 9, 64])
-def test_one_unit_per_cycle(n_pes, gates):
-    config = CONFIG.with_(n_pes=n_pes)
+@pytest.mark.parametrize(("n_pes", "channels"), [
+    (1, 1), (3, 1), (4, 1), (5, 1), (8, 1), (8, 2), (9, 1), (64, 1)])
+def test_one_unit_per_cycle(n_pes, channels, gates):
+    config = CONFIG.with_(n_pes=n_pes, channels=channels)
     assert config.token_period == -(-n_pes // 4) * 4
     rows = 3
     run = Run(config, [Task(config, rows=rows, rem=n_pes, gates=gates, to_feed=1)])
     start, period = run.starts[0], config.token_period
     assert run.tokens == [start + config.drain_wait + 1 + period * k for k in range(rows)]
-    # From token to result: rounding, gather tree, collector, the unit's own latency, the queue and
-    # the register behind it.
+    # From token to result: rounding, gather tree, collector, the unit's own latency, the queue,
+    # which is slower in block RAM, and the register behind it.
     first = run.feed[0][0]
     assert first == (run.tokens[0] + WRITE_BACK_LATENCY + gates + config.fan_levels + 1
-                     + ElementWise.LATENCY + 1 + 1 + 1)
+                     + ElementWise.LATENCY + 1 + config.results_in_block_ram + 1)
     assert [cycle for cycle, _ in run.feed] == [
         first + period * row + pe for row in range(rows) for pe in range(n_pes)]
 
