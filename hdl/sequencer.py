@@ -31,10 +31,11 @@ def program_load_layout(config: EngineConfig) -> data.StructLayout:
 class Sequencer(wiring.Component):
     """Executes instructions, one program pass per input vector.
 
-    SPMV scans a region of activations through the LNZD tree and broadcasts every non-zero one
-    with the address of its column pointer; one per cycle while no activation queue is almost
-    full. It ends when all PEs are idle again. WRITE has all PEs write their accumulators back,
-    a row per cycle. OUTPUT scans a region, zeros included, to the output stream. The next
+    SPMV broadcasts a marker with what its columns have in common, in `EngineConfig.marker_parts`
+    messages. It scans a region of activations and broadcasts every non-zero one with the address of
+    its column pointer, without pointers every one; one per cycle while no activation queue is
+    almost full. It ends when all PEs are idle again. WRITE has all PEs write their accumulators
+    back, a row per cycle. OUTPUT scans a region, zeros included, to the output stream. The next
     instruction is read while one executes.
 
     Of recurrent engines, SPMV also takes its columns from `Cells`, and need not wait for its end
