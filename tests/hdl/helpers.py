@@ -208,6 +208,20 @@ def scan_message(**fields: int) -> dict:
     return {"kind": Kind.SCAN, "args": {"scan": fields}}
 
 
+async def scan_in_turn(ctx, dut, regions, sizes, got: Sequence) -> None:
+    """Have the memory `dut` scan each region (act, rows, rem), in the cycle after the last of the
+    items of the one before, of which there are as many as `sizes` says, was taken into `got`."""
+    count = 0
+    for (act, rows, rem), size in zip(regions, sizes, strict=True):
+        ctx.set(dut.i.payload, scan_message(act=act, rows=rows, rem=rem))
+        ctx.set(dut.i.valid, 1)
+        await ctx.tick()
+        ctx.set(dut.i.valid, 0)
+        count += size
+        while len(got) < count:
+            await ctx.tick()
+
+
 def marker_parts(config: EngineConfig, **fields: int) -> list[int]:
     """A marker as the parts it is sent in, lowest first; what is not named is 0."""
     layout = marker_layout(config)

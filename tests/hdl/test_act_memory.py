@@ -21,6 +21,7 @@ from .helpers import (
     play,
     receiver,
     recurrent,
+    scan_in_turn,
     scan_message,
     simulate,
     transfers,
@@ -105,16 +106,7 @@ def test_back_to_back_scans_under_backpressure(stalls):
             ctx.set(dut.i_result.payload, {"act": act, "values": [value]})
             await ctx.tick()
         ctx.set(dut.i_result.valid, 0)
-        count = 0
-        for act, rows, rem in regions:
-            ctx.set(dut.i.payload, scan_message(act=act, rows=rows, rem=rem))
-            ctx.set(dut.i.valid, 1)
-            await ctx.tick()
-            ctx.set(dut.i.valid, 0)
-            # The next scan is asked for in the cycle after the last item was taken.
-            count += rows
-            while len(got) < count:
-                await ctx.tick()
+        await scan_in_turn(ctx, dut, regions, [rows for _, rows, _ in regions], got)
 
     simulate(dut, commands, receiver(dut.o, len(expected), got, stalls=stalls, seed=1))
     assert [item for _, item in got] == expected

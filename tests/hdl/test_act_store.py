@@ -19,6 +19,7 @@ from .helpers import (
     play,
     receiver,
     recurrent,
+    scan_in_turn,
     scan_message,
     simulate,
     transfers,
@@ -127,16 +128,8 @@ def test_back_to_back_scans_under_backpressure(n_pes, lanes, stalls, channels):
             ctx.set(dut.i_input.payload, beat["i_input.payload"])
             await ctx.tick()
         ctx.set(dut.i_input.valid, 0)
-        count = 0
-        for act, rows, rem in regions:
-            ctx.set(dut.i.payload, scan_message(act=act, rows=rows, rem=rem))
-            ctx.set(dut.i.valid, 1)
-            await ctx.tick()
-            ctx.set(dut.i.valid, 0)
-            # The next scan is asked for in the cycle after the last item was taken.
-            count += (rows - 1) * n_pes + rem
-            while len(got) < count:
-                await ctx.tick()
+        sizes = [(rows - 1) * n_pes + rem for _, rows, rem in regions]
+        await scan_in_turn(ctx, dut, regions, sizes, got)
 
     simulate(dut, commands, receiver(dut.o, len(expected), got, stalls=stalls, seed=1))
     assert [item for _, item in got] == expected
