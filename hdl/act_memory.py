@@ -114,7 +114,8 @@ class ActMemory(wiring.Component):
             m.d.comb += [slot.value.eq(value), slot.nonzero.eq(value != 0)]
 
         # Stage 0 walks the rows, stage 1 waits for the memory, stage 2 holds its word. Block RAM
-        # answers late in a cycle: its word goes nowhere but to a register.
+        # answers late in a cycle: its word goes nowhere but to a register. All stages move at once,
+        # for the way from `ready` is long; there is no gap between rows that could close.
         scan = self.i.payload.args.scan
         active, valid_1, valid_2 = Signal(), Signal(), Signal()
         left = Signal(config.rows_bits, reset_less=True)
@@ -122,10 +123,9 @@ class ActMemory(wiring.Component):
         short, dense = Signal(reset_less=True), Signal(reset_less=True)
         absent_1, absent_2 = Signal(reset_less=True), Signal(reset_less=True)
         word = Signal.like(read.data, reset_less=True)
-        ready_2 = ~valid_2 | self.o.ready
-        ready_1 = ~valid_1 | ready_2
+        go = ~valid_2 | self.o.ready
         m.d.comb += [
-            read.addr.eq(addr), read.en.eq(ready_1),
+            read.addr.eq(addr), read.en.eq(go),
             self.o.valid.eq(valid_2),
             self.o.payload.nonzero.eq(
                 (Cat(slot.nonzero for slot in word).any() | dense) & ~absent_2),
@@ -133,10 +133,11 @@ class ActMemory(wiring.Component):
         ]
         m.d.comb += [
             out.eq(slot.value) for out, slot in zip(self.o.payload.values, word, strict=True)]
-        with m.If(ready_2):
-            m.d.sync += [valid_2.eq(valid_1), absent_2.eq(absent_1), word.eq(read.data)]
-        with m.If(ready_1):
-            m.d.sync += [valid_1.eq(active), absent_1.eq(short & (left == 1))]
+        with m.If(go):
+            m.d.sync += [
+                valid_1.eq(active), absent_1.eq(short & (left == 1)),
+                valid_2.eq(valid_1), absent_2.eq(absent_1), word.eq(read.data),
+            ]
             with m.If(active):
                 m.d.sync += [addr.eq(addr + 1), left.eq(left - 1), active.eq(left != 1)]
         with m.If(self.i.valid & (self.i.payload.kind == Kind.SCAN)):

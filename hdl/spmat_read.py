@@ -20,6 +20,7 @@ from .layouts import (
     start_layout,
     values_layout,
 )
+from .skid import Skid
 from .spram import Spram, uses_spram
 
 __all__ = ["SpMatRead", "SpMatStream"]
@@ -215,11 +216,13 @@ class SpMatStream(SpMatRead):
             m.d.sync += drop.eq(marker.drop)
 
         # Stage 0 has the address that is being read, stage 1 waits for the memory, stage 2 holds
-        # its word, stage 3 the entry that is next.
+        # its word, stage 3 the entry that is next. A word more at stage 2, or it would hang on the
+        # queue whether the memory, which is not near, is read.
         addr = Signal(config.spmat_addr_bits, reset_less=True)
-        word = Signal(config.spmat_word_bits, reset_less=True)
-        valid_1, valid_2, valid_3 = (Signal(name=f"valid_{k}") for k in range(1, 4))
-        code, index = split_entry(m, config, word, self.o.payload.route.code_sel)
+        m.submodules.ahead = ahead = ResetInserter(jump)(Skid(config.spmat_word_bits))
+        valid_1, valid_3 = Signal(), Signal()
+        valid_2 = ahead.o.valid
+        code, index = split_entry(m, config, ahead.o.payload, self.o.payload.route.code_sel)
         next_code = Signal.like(code, reset_less=True)
         # Rows are counted back from the end of the column: one that is not negative is in a later
         # column.
@@ -229,8 +232,7 @@ class SpMatStream(SpMatRead):
         take, pass_by, load = Signal(), Signal(), Signal()
         within, beyond = Signal.like(row), Signal.like(row)
         later, crosses = ~row[-1], Signal()
-        ready_2 = ~valid_2 | load
-        ready_1 = ~valid_1 | ready_2
+        ready_1 = ~valid_1 | ahead.i.ready
         here = self.i.valid & is_column & valid_3 & go
         m.d.comb += [
             within.eq(row + index + 1), beyond.eq(Mux(later, row, within) + drop),
@@ -239,11 +241,10 @@ class SpMatStream(SpMatRead):
             load.eq(valid_2 & (take | ~valid_3)),
             self.i.ready.eq((go & ~is_column) | pass_by | (load & crosses & opened)),
             read.addr.eq(addr), read.en.eq(ready_1),
+            ahead.i.valid.eq(valid_1), ahead.i.payload.eq(read.data), ahead.o.ready.eq(load),
         ]
         with m.If(ready_1):
             m.d.sync += [valid_1.eq(1), addr.eq(addr + 1)]
-        with m.If(ready_2):
-            m.d.sync += [valid_2.eq(valid_1), word.eq(read.data)]
         with m.If(take | ~valid_3):
             m.d.sync += [valid_3.eq(valid_2), next_code.eq(code)]
         with m.If(load):
@@ -252,7 +253,7 @@ class SpMatStream(SpMatRead):
             m.d.sync += row.eq(beyond)
         with m.If(jump):
             m.d.sync += [addr.eq(marker.spmat), row.eq(-1), opened.eq(0),
-                         Cat(valid_1, valid_2, valid_3).eq(0)]
+                         valid_1.eq(0), valid_3.eq(0)]
         m.d.comb += [
             self.o.valid.eq(take),
             self.o.payload.code.eq(next_code), self.o.payload.row.eq(row),

@@ -389,7 +389,7 @@ PRESETS: dict[str, EngineConfig] = {
                             shift_bits=2, input_lanes=4),
     # ESE's LSTM layer in the block RAM of the same device, all of which it takes: 10 % of the
     # weights, 4-bit codes, codebooks of 12 bits.
-    "ese-85f": EngineConfig(n_pes=64, queue_depth=9, entry_bits=9, spmat_depth=6144, ptr_depth=1,
+    "ese-85f": EngineConfig(n_pes=64, queue_depth=10, entry_bits=9, spmat_depth=6144, ptr_depth=1,
                             bias_depth=1024, act_depth=16, acc_depth=72, codebooks=3,
                             weight_bits=12, acc_bits=28, shift_bits=2, pointers=False,
                             state_depth=1024, peephole_depth=1024),

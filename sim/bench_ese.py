@@ -86,7 +86,7 @@ def ese_on_chip(n_pes: int = 64, seed: int = 1, **fields) -> tuple[CompressedNet
         Of the weights.
     """
     network = ese_layer(seed, weights="shared", density=0.10, balanced_for=n_pes)
-    fields = {"entry_bits": 9, "queue_depth": 9, "pointers": False, "weight_bits": 12,
+    fields = {"entry_bits": 9, "queue_depth": 10, "pointers": False, "weight_bits": 12,
               "acc_bits": 28, "shift_bits": 2} | fields
     return network, size_for(network, n_pes, **fields)
 
