@@ -54,13 +54,16 @@ class ReceiveBuffer(wiring.Component):
         write_port, read_port = storage.write_port(), storage.read_port()
         bits = len(write_port.addr)
 
-        trial = Signal(16)
+        # A byte enters the memory a cycle late: it is decided late in a cycle, and block RAM may be
+        # far. It is not read before a CRC has followed it.
+        trial, put = Signal(16), Signal()
         m.d.comb += [
             self.full.eq((trial[:bits] == self.taken[:bits]) & (trial[bits] != self.taken[bits])),
-            write_port.addr.eq(trial), write_port.data.eq(self.data),
-            write_port.en.eq(self.write & ~self.full),
+            put.eq(self.write & ~self.full),
         ]
-        with m.If(write_port.en):
+        m.d.sync += [write_port.en.eq(put), write_port.addr.eq(trial),
+                     write_port.data.eq(self.data)]
+        with m.If(put):
             m.d.sync += trial.eq(trial + 1)
         end = Signal(16)
         m.d.comb += end.eq(trial - CRC_BYTES)
