@@ -1,13 +1,14 @@
 """Activation queue: columns waiting in front of a PE (EIE, section IV)."""
 
 from amaranth import *
-from amaranth.lib import fifo, stream, wiring
+from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from openese.model.config import EngineConfig
 
 from .checks import checked_config
-from .layouts import start_layout
+from .layouts import slot_layout, start_layout
+from .pair_columns import PairColumns
 from .shift_queue import ShiftQueue
 from .spram import is_ultraplus
 
@@ -19,10 +20,11 @@ class ActQueue(wiring.Component):
     also markers and fences.
 
     The pointer is read on the way in, so empty columns never take a slot. The queue cannot
-    refuse a column: `almost_full` rises at ``queue_depth`` columns and the slots above that hold
-    what is still on its way (`EngineConfig.queue_capacity`).
+    refuse a column: `almost_full` rises at ``queue_depth`` slots and those above that hold what is
+    still on its way (`EngineConfig.queue_capacity`).
 
-    Latency: 1 cycle. Throughput: 1 per cycle.
+    Latency: 1 cycle; with ``paired`` 3, of which one is in `PairColumns`, which counts as a slot,
+    and one in a register at the head, which does not. Throughput: 1 per cycle.
 
     On iCE40 UltraPlus, which has no LUT RAM, the words shift (`ShiftQueue`).
 
@@ -34,9 +36,11 @@ class ActQueue(wiring.Component):
     Members
     -------
     i : ``In(stream.Signature(start_layout(config), always_ready=True))``
-    o : ``Out(stream.Signature(start_layout(config)))``
+    o : ``Out(stream.Signature(slot_layout(config)))``
     almost_full : ``Out(1)``
-        Combinational: ``queue_depth`` columns or more are waiting.
+        Combinational: ``queue_depth`` slots or more are taken.
+    waiting : ``Out(1)``
+        Combinational: one or more is.
 
     Raises
     ------
@@ -46,35 +50,53 @@ class ActQueue(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self._config = checked_config(config)
-        layout = start_layout(config)
         super().__init__({
-            "i": In(stream.Signature(layout, always_ready=True)),
-            "o": Out(stream.Signature(layout)),
-            "almost_full": Out(1),
+            "i": In(stream.Signature(start_layout(config), always_ready=True)),
+            "o": Out(stream.Signature(slot_layout(config))),
+            "almost_full": Out(1), "waiting": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        depth = config.queue_capacity
-        arrives, leaves = self.i.payload.as_value(), self.o.payload.as_value()
-        if is_ultraplus(platform):
-            m.submodules.fifo = queue = ShiftQueue(len(arrives), depth)
-            room = ~queue.filled[-1]
+        arrives, take = self.i, Signal()
+        if config.paired:
+            m.submodules.pair_columns = pair_columns = PairColumns(config)
+            wiring.connect(m, wiring.flipped(self.i), pair_columns.i)
+            arrives = pair_columns.o
+        valid, slot, filled = self._slots(m, platform, arrives.valid, arrives.payload, take)
+        leaves = self.o.payload.as_value()
+        if config.paired:
+            # LUT RAM answers within a cycle, but there is none left behind it.
+            with m.If(take):
+                m.d.sync += [self.o.valid.eq(valid), leaves.eq(slot)]
             m.d.comb += [
-                queue.i.valid.eq(self.i.valid), queue.i.payload.eq(arrives),
-                self.o.valid.eq(queue.o.valid), leaves.eq(queue.o.payload),
-                queue.o.ready.eq(self.o.ready),
-                self.almost_full.eq(queue.filled[config.queue_depth - 1]),
+                take.eq(~self.o.valid | self.o.ready), pair_columns.empty.eq(~valid),
+                self.almost_full.eq(filled[config.queue_depth - 1] | (
+                    pair_columns.waiting & filled[config.queue_depth - 2])),
+                self.waiting.eq(self.o.valid | valid | pair_columns.waiting),
             ]
         else:
-            m.submodules.fifo = queue = fifo.SyncFIFO(width=len(arrives), depth=depth)
-            room = queue.w_rdy
             m.d.comb += [
-                queue.w_en.eq(self.i.valid), queue.w_data.eq(arrives),
-                self.o.valid.eq(queue.r_rdy), leaves.eq(queue.r_data),
-                queue.r_en.eq(self.o.ready),
-                self.almost_full.eq(queue.level >= config.queue_depth),
+                self.o.valid.eq(valid), leaves.eq(slot), take.eq(self.o.ready),
+                self.almost_full.eq(filled[config.queue_depth - 1]), self.waiting.eq(valid),
             ]
-        m.d.sync += Assert(~self.i.valid | room, "activation queue overflow")
         return m
+
+    def _slots(self, m: Module, platform: object, put: Value, slot: data.View, take: Value
+               ) -> tuple[Value, Value, list[Value]]:
+        """The slots: whether there is a first one, and what is in it; and whether more than so
+        many are taken."""
+        depth = self._config.queue_capacity
+        if is_ultraplus(platform):
+            m.submodules.fifo = queue = ShiftQueue(len(slot.as_value()), depth)
+            room, first = ~queue.filled[-1], (queue.o.valid, queue.o.payload)
+            m.d.comb += [queue.i.valid.eq(put), queue.i.payload.eq(slot), queue.o.ready.eq(take)]
+            filled = list(queue.filled)
+        else:
+            m.submodules.fifo = queue = fifo.SyncFIFO(width=len(slot.as_value()), depth=depth)
+            room, first = queue.w_rdy, (queue.r_rdy, queue.r_data)
+            m.d.comb += [queue.w_en.eq(put), queue.w_data.eq(slot), queue.r_en.eq(take)]
+            filled = [queue.level > count for count in range(depth)]
+        m.d.sync += Assert(~put | room, "activation queue overflow")
+        return *first, filled

@@ -9,7 +9,8 @@ from openese.model.program import instruction_fields
 __all__ = [
     "Kind", "Tag", "act_out_layout", "act_signature", "broadcast_layout", "broadcast_signature",
     "entry_layout", "input_layout", "input_signature", "instruction_layout", "marker_layout",
-    "ptr_layout", "route_layout", "scan_layout", "start_layout", "status_layout", "values_layout",
+    "ptr_layout", "route_layout", "scan_layout", "slot_layout", "start_layout", "status_layout",
+    "values_layout",
 ]
 
 
@@ -180,6 +181,15 @@ def start_layout(config: EngineConfig) -> data.StructLayout:
         fields |= {"ptr": ptr_layout(config)}
     if config.recurrent:
         fields |= {"tag": Tag}
+    return data.StructLayout(fields)
+
+
+def slot_layout(config: EngineConfig) -> data.StructLayout:
+    """A slot of an activation queue: an element, or with ``paired`` perhaps ``two`` columns, of
+    which ``second`` are the activations of the later one."""
+    fields = dict(start_layout(config).members)
+    if config.paired:
+        fields |= {"second": values_layout(config), "two": 1}
     return data.StructLayout(fields)
 
 

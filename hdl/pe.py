@@ -172,7 +172,7 @@ class ProcessingElement(wiring.Component):
         arriving = relay.o.valid & ((kind == Kind.ACT) | (kind == Kind.WRITE))
         m.d.sync += [
             self.busy.eq(
-                arriving | ptr_read.busy | act_queue.o.valid | spmat_read.busy
+                arriving | ptr_read.busy | act_queue.waiting | spmat_read.busy
                 | Cat(valids).any() | self.accumulates[0].busy | drain.busy),
             self.almost_full.eq(act_queue.almost_full), self.working.eq(spmat_read.o.valid),
         ]

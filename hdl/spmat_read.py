@@ -17,7 +17,7 @@ from .layouts import (
     entry_layout,
     marker_layout,
     route_layout,
-    start_layout,
+    slot_layout,
     values_layout,
 )
 from .skid import Skid
@@ -47,7 +47,7 @@ class SpMatRead(wiring.Component):
     -------
     id : ``In(pe_bits)``
     load : ``In(broadcast_signature(config))``
-    i : ``In(stream.Signature(start_layout(config)))``
+    i : ``In(stream.Signature(slot_layout(config)))``
     hold : ``In(1)``
         Stand still in this cycle and give nothing.
     o : ``Out(stream.Signature(entry_layout(config), always_ready=True))``
@@ -74,7 +74,7 @@ class SpMatRead(wiring.Component):
         super().__init__({
             "id": In(config.pe_bits),
             "load": In(broadcast_signature(config)),
-            "i": In(stream.Signature(start_layout(config))),
+            "i": In(stream.Signature(slot_layout(config))),
             "hold": In(1), "fence": Out(1),
             "o": Out(stream.Signature(entry_layout(config), always_ready=True)),
             "busy": Out(1),
@@ -185,12 +185,13 @@ class SpMatStream(SpMatRead):
 
     The memory is read ahead of the columns, since its addresses depend on nothing but the marker
     of the matrix. An entry's index counts on from the entry before, over the ends of columns, and
-    tells by itself whether the entry is in the column at the head of the queue or in a later one.
-    The entry behind the last column waits there until the next marker discards it.
+    tells by itself whether the entry is in the slot at the head of the queue, in which of two
+    columns there, or in a later slot. The entry behind the last column waits there until the next
+    marker discards it.
 
     Latency: 0 cycles from a column at the head of the queue to its first entry, but no sooner than
     ``SPMAT_STREAM_LATENCY`` = 4 after the last part of a marker.
-    Throughput: 1 entry per cycle; a column without entries takes a cycle. Parameters, members and
+    Throughput: 1 entry per cycle; a slot without entries takes a cycle. Parameters, members and
     errors are those of `SpMatRead`.
     """
 
@@ -224,22 +225,37 @@ class SpMatStream(SpMatRead):
         valid_2 = ahead.o.valid
         code, index = split_entry(m, config, ahead.o.payload, self.o.payload.route.code_sel)
         next_code = Signal.like(code, reset_less=True)
-        # Rows are counted back from the end of the column: one that is not negative is in a later
-        # column.
-        row = Signal(signed(max(config.acc_addr_bits, len(index)) + 1), reset_less=True)
-        opened = Signal()  # the column at the head has been
+        # Rows are counted back from the ends of the columns at the head: one that is not negative
+        # is in a later column.
+        two = column.two if config.paired else Const(0)
+        width = max(config.acc_addr_bits, len(index)) + 1 + config.paired
+        rows = [Signal(signed(width), reset_less=True, name=f"row_{k}")
+                for k in range(1 + config.paired)]
+        opened = Signal()  # the slot at the head has been
 
-        take, pass_by, load = Signal(), Signal(), Signal()
-        within, beyond = Signal.like(row), Signal.like(row)
-        later, crosses = ~row[-1], Signal()
+        def ahead_of(rows):
+            """Whether an entry with these rows is in a later slot."""
+            return ~rows[0][-1] & ~(two & rows[-1][-1])
+
+        take, pass_by, load, moves, crosses = (Signal() for _ in range(5))
+        within = [Signal.like(row, name=f"within_{k}") for k, row in enumerate(rows)]
+        beyond = [Signal.like(row, name=f"beyond_{k}") for k, row in enumerate(rows)]
+        # To the next entry, or when passing by to the next slot only. The first entry counts from
+        # the first row, the others from the row behind their predecessor: a carry.
+        later = ahead_of(rows)
+        on, skip = opened & ~later, Mux(later, 0, index)
+        height = Mux(two, drop << 1, drop) if config.paired else drop
         ready_1 = ~valid_1 | ahead.i.ready
         here = self.i.valid & is_column & valid_3 & go
         m.d.comb += [
-            within.eq(row + index + 1), beyond.eq(Mux(later, row, within) + drop),
-            crosses.eq(~within[-1]),
+            *(inside.eq((Cat(on, row) + Cat(on, skip))[1:])
+              for inside, row in zip(within, rows, strict=True)),
+            *(outside.eq(inside + height)
+              for outside, inside in zip(beyond, within, strict=True)),
+            crosses.eq(ahead_of(within) & opened),
             take.eq(here & ~later), pass_by.eq(here & later),
-            load.eq(valid_2 & (take | ~valid_3)),
-            self.i.ready.eq((go & ~is_column) | pass_by | (load & crosses & opened)),
+            load.eq(valid_2 & (take | ~valid_3)), moves.eq(load | pass_by),
+            self.i.ready.eq((go & ~is_column) | (moves & crosses)),
             read.addr.eq(addr), read.en.eq(ready_1),
             ahead.i.valid.eq(valid_1), ahead.i.payload.eq(read.data), ahead.o.ready.eq(load),
         ]
@@ -247,16 +263,22 @@ class SpMatStream(SpMatRead):
             m.d.sync += [valid_1.eq(1), addr.eq(addr + 1)]
         with m.If(take | ~valid_3):
             m.d.sync += [valid_3.eq(valid_2), next_code.eq(code)]
+        for k, row in enumerate(rows):
+            with m.If(moves):
+                m.d.sync += row.eq(Mux(crosses, beyond[k], within[k]))
+            with m.If(jump):
+                m.d.sync += row.eq(marker.drop << k)
         with m.If(load):
-            m.d.sync += [row.eq(Mux(crosses, beyond, within)), opened.eq(1)]
-        with m.Elif(pass_by):
-            m.d.sync += row.eq(beyond)
+            m.d.sync += opened.eq(1)
         with m.If(jump):
-            m.d.sync += [addr.eq(marker.spmat), row.eq(-1), opened.eq(0),
-                         valid_1.eq(0), valid_3.eq(0)]
+            m.d.sync += [addr.eq(marker.spmat), opened.eq(0), valid_1.eq(0), valid_3.eq(0)]
         m.d.comb += [
             self.o.valid.eq(take),
-            self.o.payload.code.eq(next_code), self.o.payload.row.eq(row),
+            self.o.payload.code.eq(next_code), self.o.payload.row.eq(rows[0]),
             self.o.payload.values.eq(column.values),
         ]
+        if config.paired:
+            with m.If(~rows[0][-1]):
+                m.d.comb += [self.o.payload.row.eq(rows[1]),
+                             self.o.payload.values.eq(column.second)]
         return m

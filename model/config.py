@@ -237,6 +237,12 @@ class EngineConfig:
         return self.recurrent and not self.pointers
 
     @property
+    def paired(self) -> bool:
+        """Whether two columns share a slot of the activation queues, so that a PE passes two of
+        which it has no entry in a cycle."""
+        return self.central_acts and self.queue_depth > 1
+
+    @property
     def marker_bits(self) -> int:
         """Width of what the columns of a matrix have in common: code width, codebook or alignment,
         accumulators and, without pointers, rows and the address of the entries."""

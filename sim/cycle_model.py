@@ -44,8 +44,7 @@ _FENCE = MULTIPLY_LATENCY + 2
 _RESULT_QUEUE, _RESULT_BLOCK_RAM = 2, 1
 # What else than a column's entries is in a queue; a column without entries comes to PEs that look
 # nothing up.
-_FENCE_HERE, _NO_ENTRY, _PART, _MARK = 0, -1, -2, -3
-
+_FENCE_HERE, _NO_ENTRY, _PART, _MARK, _NOTHING = 0, -1, -2, -3, -4
 
 @dataclass(frozen=True)
 class LayerCycles:
@@ -202,6 +201,9 @@ class _Pes:
         self._stages = [np.zeros(n, dtype=bool) for _ in range(SPMAT_READ_LATENCY)]
         self._open = np.zeros(n, dtype=bool)
         self._ready = np.zeros(n, dtype=np.int64)
+        # Of paired columns: what waits for a second one, and whether it need not.
+        self._held = np.full(n, _NOTHING, dtype=np.int64)
+        self._empty = np.ones(n, dtype=bool)
         self._quiet = True
         # Per cycle.
         self.full: list[bool] = []
@@ -242,15 +244,21 @@ class _Pes:
 
     def advance(self, cycle: int) -> None:
         """One more cycle."""
-        if self._arriving and self._arriving[0][0] == cycle:
-            self._push(self._arriving.popleft()[1])
+        arrives = self._arriving and self._arriving[0][0] == cycle
+        element = self._arriving.popleft()[1] if arrives else None
+        if self._config.paired and not (self._quiet and element is None):
+            self._pair(element)
+        elif element is not None:
+            self._push(element)
         if self._quiet:
             self.full.append(False)
             self.working.append(False)
             self.busy.append(cycle <= self._busy_until)
             return
-        self.full.append(int(self._count.max()) >= self._config.queue_depth)
-        waiting = bool(self._count.any())
+        held = self._held != _NOTHING
+        self._empty = self._count == 0
+        self.full.append(int((self._count + held).max()) >= self._config.queue_depth)
+        waiting = bool(self._count.any() or held.any() or self._open.any())
         go = self._going(cycle)
         inside, gives = (self._read if self._config.pointers else self._stream)(cycle, go)
         if gives:
@@ -269,6 +277,27 @@ class _Pes:
         self._lengths[place, pes] = (
             np.where(lengths[pes] == 0, _NO_ENTRY, lengths[pes]) if column else lengths)
         self._count[pes] += 1
+        self._quiet = False
+
+    def _pair(self, element: NDArray[np.int64] | int | None) -> None:
+        """As `_push`, but of two columns that follow each other: see `PairColumns`."""
+        arriving = np.full(len(self._pes), _NOTHING, dtype=np.int64)
+        if element is not None:
+            arriving[:] = element
+            if isinstance(element, np.ndarray):
+                arriving[element == 0] = _NO_ENTRY
+        is_column = [(some > 0) | (some == _NO_ENTRY) for some in (self._held, arriving)]
+        pairs = is_column[0] & is_column[1]
+        leaves = (self._held != _NOTHING) & (
+            (arriving != _NOTHING) | self._empty | ~is_column[0])
+        both = np.maximum(self._held, 0) + np.maximum(arriving, 0)
+        slots = np.where(pairs, np.where(both == 0, _NO_ENTRY, both), self._held)
+        pes = np.flatnonzero(leaves)
+        place = (self._head[pes] + self._count[pes]) % len(self._lengths)
+        self._lengths[place, pes] = slots[pes]
+        self._count[pes] += 1
+        self._held = np.where(pairs, _NOTHING, np.where(
+            (arriving != _NOTHING) | leaves, arriving, self._held))
         self._quiet = False
 
     def _pop(self, pes: NDArray[np.int64]) -> None:
@@ -323,13 +352,11 @@ class _Pes:
 
     def _stream(self, cycle: int, go: NDArray[np.bool_] | None) -> tuple[bool, bool]:
         """As `_read`, without pointers."""
-        waits = self._count > 0
-        opening = np.flatnonzero(waits & ~self._open)
-        if len(opening):
-            self._left[opening] = self._lengths[self._head[opening], opening]
-            self._open[opening] = True
+        paired = self._config.paired
+        if not paired:
+            self._open_heads()
         is_column = (self._left > 0) | (self._left == _NO_ENTRY)
-        steps = waits & (~is_column | (self._ready <= cycle))
+        steps = self._open & (~is_column | (self._ready <= cycle))
         if go is not None:
             steps &= go
         fence = steps & (self._left == _FENCE_HERE)
@@ -338,13 +365,24 @@ class _Pes:
         self._left -= gives
         done = np.flatnonzero(steps & (self._left <= 0))
         if len(done):
-            self._pop(done)
             self._open[done] = False
+            if not paired:
+                self._pop(done)
             if self._fences:
                 fences = int(np.count_nonzero(fence))
                 if fences:
                     self._pop_fences(cycle, fences, _FENCE)
+        if paired:
+            # The slot that a PE works on is in a register, and no longer in the queue.
+            self._pop(self._open_heads())
         return False, bool(gives.any())
+
+    def _open_heads(self) -> NDArray[np.int64]:
+        """The next slot is at the head, where there is one."""
+        opening = np.flatnonzero((self._count > 0) & ~self._open)
+        self._left[opening] = self._lengths[self._head[opening], opening]
+        self._open[opening] = True
+        return opening
 
 
 class _Inputs:

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from amaranth.hdl import Signal
+from amaranth_boards.icebreaker import ICEBreakerPlatform
 
 from openese.hdl.act_queue import ActQueue
 from openese.hdl.layouts import Tag
@@ -110,10 +111,9 @@ def test_random_traffic_under_backpressure(depth):
     assert len(pushed) - len(got) <= config.queue_capacity
 
 
-@pytest.mark.parametrize("pointers", [True, False])
-def test_markers_and_fences_stand_in_line_with_columns(pointers):
-    config = recurrent(pointers=pointers, channels=2)
-    where = {"ptr": {"start": 3, "length": 2}} if pointers else {}
+def test_markers_and_fences_stand_in_line_with_columns():
+    config = recurrent(channels=2)
+    where = {"ptr": {"start": 3, "length": 2}}
     tags = [Tag.FENCE, Tag.PART, Tag.MARK, Tag.COLUMN, Tag.COLUMN, Tag.MARK, Tag.FENCE]
     items = [{**where, "values": [k, -k], "tag": tag} for k, tag in enumerate(tags)]
     script = [{"i.valid": 1, "i.payload": item} for item in items]
@@ -122,6 +122,117 @@ def test_markers_and_fences_stand_in_line_with_columns(pointers):
     assert [step["o.payload"] for step in trace[7:14]] == items
     # A part of a marker and a fence take a slot as a column does.
     assert [step["almost_full"] for step in trace[:8]] == [0, 0, 0, 1, 1, 1, 1, 1]
+
+
+PAIRED = recurrent(pointers=False, channels=2)
+
+
+def element(number: int, tag: Tag = Tag.COLUMN) -> dict:
+    return {"values": [number, -number], "tag": tag}
+
+
+class OnIce40(ActQueue):
+    """As on an iCE40 UltraPlus, whatever it is elaborated for."""
+
+    def elaborate(self, platform):
+        return super().elaborate(ICEBreakerPlatform())
+
+
+def of_slots(slots: list[dict]) -> list[dict]:
+    """The elements in slots that were taken."""
+    elements = []
+    for slot in slots:
+        elements.append({name: slot[name] for name in ("values", "tag")})
+        if slot["two"]:
+            elements.append({"values": slot["second"], "tag": Tag.COLUMN})
+    return elements
+
+
+def test_two_columns_share_a_slot():
+    """While others are waiting; `almost_full` counts slots."""
+    tags = [Tag.FENCE, Tag.PART, Tag.MARK, *[Tag.COLUMN] * 5, Tag.MARK]
+    items = [element(k, tag) for k, tag in enumerate(tags)]
+    trace = play(ActQueue(PAIRED), [{"i.valid": 1, "i.payload": one} for one in items]
+                 + [{}] * 3 + [{"o.ready": 1}] * 9, ["o.valid", "o.payload", "almost_full",
+                                                     "waiting"])
+    slots = [step["o.payload"] for step in trace[12:] if step["o.valid"]]
+    assert of_slots(slots) == items
+    assert [slot["two"] for slot in slots] == [0, 0, 0, 1, 1, 0, 0]
+    # The slot at the head does not count.
+    assert [step["almost_full"] for step in trace[:8]] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert [step["almost_full"] for step in trace[12:]] == [1] * 4 + [0] * 5
+    assert [step["waiting"] for step in trace] == [0] + [1] * 18 + [0] * 2
+
+
+def test_a_column_alone_goes_on_when_none_waits():
+    script = [{"i.valid": 1, "i.payload": element(1)}, {}, {},
+              {"i.valid": 1, "i.payload": element(2)}, {},
+              # One is waiting behind that at the head: this one waits for the next.
+              {"i.valid": 1, "i.payload": element(3)}, {}, {}, {"o.ready": 1}, {}, {},
+              {"o.ready": 1}, {"o.ready": 1}]
+    trace = play(ActQueue(PAIRED), script, ["o.valid", "o.payload"], extra=1)
+    # Three cycles from column to queue.
+    assert [step["o.valid"] for step in trace[:4]] == [0, 0, 0, 1]
+    slots = [step["o.payload"] for step, given in zip(trace, script, strict=False)
+             if step["o.valid"] and given.get("o.ready")]
+    assert of_slots(slots) == [element(1), element(2), element(3)]
+    assert [slot["two"] for slot in slots] == [0, 0, 0]
+    assert [step["o.valid"] for step in trace[-2:]] == [1, 0]
+
+
+@pytest.mark.parametrize("depth", [2, 3, 8])
+def test_random_pairs_under_backpressure(depth):
+    """No element is lost, and none has to wait for one behind it."""
+    config = PAIRED.with_(n_pes=9, queue_depth=depth)
+    dut = ActQueue(config)
+    rng = np.random.default_rng(depth)
+    slots, pushed, twos = [], [], 0
+
+    async def testbench(ctx):
+        seen, sent = [], []
+        for cycle in range(1500):
+            rate, traffic = (0.1, 0.5, 1.0)[cycle // 100 % 3], (0.2, 0.9)[cycle // 300 % 2]
+            stall = cycle >= config.status_latency and seen[cycle - config.status_latency]
+            sent.append(not stall and rng.random() < traffic)
+            source = cycle + 1 - config.arrival_latency
+            valid = int(source >= 0 and sent[source])
+            one = element(len(pushed), Tag(rng.choice(4, p=[0.8, 0.05, 0.1, 0.05])))
+            ctx.set(dut.i.valid, valid)
+            ctx.set(dut.i.payload, one)
+            ctx.set(dut.o.ready, int(rng.random() < rate))
+            seen.append(ctx.get(dut.almost_full))
+            if ctx.get(dut.o.valid) and ctx.get(dut.o.ready):
+                slots.append(plain(ctx.get(dut.o.payload)))
+            if valid:
+                pushed.append(one)
+            await ctx.tick()
+        ctx.set(dut.i.valid, 0)
+        ctx.set(dut.o.ready, 1)
+        for _ in range(2 * config.queue_capacity):
+            if ctx.get(dut.o.valid):
+                slots.append(plain(ctx.get(dut.o.payload)))
+            await ctx.tick()
+        assert not ctx.get(dut.waiting)
+
+    simulate(dut, testbench)
+    assert of_slots(slots) == pushed
+    twos = sum(slot["two"] for slot in slots)
+    assert len(pushed) > 300
+    assert 20 < twos < len(slots)
+
+
+def test_on_ice40_two_columns_share_a_slot():
+    """Words that shift show the same in every cycle."""
+    rng = np.random.default_rng(1)
+    script = [{"o.ready": int(rng.random() < (0.1, 0.9)[cycle // 20 % 2])}
+              | ({"i.valid": 1, "i.payload": element(cycle, Tag(int(rng.random() < 0.1)))}
+                 if rng.random() < 0.35 else {}) for cycle in range(120)]
+    watch = ["o.valid", "o.payload", "almost_full", "waiting"]
+    traces = [play(dut, script, watch) for dut in (ActQueue(PAIRED), OnIce40(PAIRED))]
+    for here, there in zip(*traces, strict=True):
+        assert here["o.valid"] == there["o.valid"]
+        assert not here["o.valid"] or here["o.payload"] == there["o.payload"]
+        assert [here[name] for name in watch[2:]] == [there[name] for name in watch[2:]]
 
 
 def test_overflow_is_an_assertion():

@@ -24,6 +24,7 @@ from openese.hdl.layouts import (
     ptr_layout,
     route_layout,
     scan_layout,
+    slot_layout,
     start_layout,
 )
 from openese.hdl.sequencer import program_load_layout
@@ -228,6 +229,10 @@ def test_queues_hold_no_more_than_they_must():
         "values.0", "ptr.start", "ptr.length", "tag"}
     assert set(fields_of(start_layout(recurrent(pointers=False, channels=2)))) == {
         "values.0", "values.1", "tag"}
+    for config in (SMALL, recurrent(), recurrent(pointers=False, queue_depth=1)):
+        assert slot_layout(config) == start_layout(config)
+    assert set(fields_of(slot_layout(recurrent(pointers=False, channels=2)))) == {
+        "values.0", "values.1", "tag", "second.0", "second.1", "two"}
 
 
 def test_a_marker_has_the_route_below_the_address():

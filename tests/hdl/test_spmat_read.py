@@ -300,12 +300,30 @@ def elements(matrix: Matrix, items) -> tuple[list[tuple[Tag, dict, list]], list[
     return queue, words
 
 
+def in_slots(config: EngineConfig, queue: list, pair) -> list[tuple[Tag, dict, list]]:
+    """Elements as the queue gives them, two columns in a slot or one."""
+    slots, place = [], 0
+    while place < len(queue):
+        tag, payload, entries = queue[place]
+        following = queue[place + 1:place + 2]
+        if config.paired:
+            payload = payload | {"second": [place % 100 - 50] * config.channels}
+        if following and {tag, following[0][0]} == {Tag.COLUMN} and pair(place):
+            _, other, more = following[0]
+            payload = payload | {"second": other["values"], "two": 1}
+            entries = entries + more
+            place += 1
+        slots.append((tag, payload, entries))
+        place += 1
+    return slots
+
+
 class Tape:
     """Columns, markers and fences against a block, with holds and gaps; what comes out, cycle by
     cycle.
 
     A number is a column, ``None`` a fence. Without pointers, the columns from a marker to the next
-    are a matrix.
+    are a matrix. A column and the next one share a slot if `pair` says so of its place.
 
     Attributes
     ----------
@@ -319,9 +337,11 @@ class Tape:
         The cycles of `given` if nothing is held and the queue never runs dry.
     """
 
-    def __init__(self, matrix: Matrix, items, *, hold=lambda cycle: False, wait=lambda k: 0):
+    def __init__(self, matrix: Matrix, items, *, hold=lambda cycle: False, wait=lambda k: 0,
+                 pair=lambda k: False):
         config = matrix.config
         queue, words = elements(matrix, items)
+        queue = in_slots(config, queue, pair)
         dut = (SpMatRead if config.pointers else SpMatStream)(config, init=words)
         self.queue, self.given, self.taken = queue, [], []
 
@@ -459,6 +479,46 @@ def test_markers_and_fences_between_short_columns(config):
             items += [*before, Mark(len(items)), 0, *middle, 1, *after]
         tape = Tape(matrix, items)
         assert [cycle for cycle, _ in tape.given] == tape.free, lengths
+
+
+PAIRED = {name: config for name, config in KINDS.items() if config.paired}
+
+
+def test_pairs_are_of_engines_whose_queues_have_room_for_them():
+    assert list(PAIRED) == ["no pointers", "two parts", "three parts", "direct", "narrow"]
+    assert not STREAM.with_(queue_depth=1).paired
+    assert not SMALL.with_(pointers=False).paired
+
+
+@pytest.mark.parametrize("config", PAIRED.values(), ids=PAIRED)
+def test_every_short_pair_takes_a_cycle_for_each_entry(config):
+    """Beside each other, beside columns alone, and between markers and fences."""
+    for lengths in product((0, 1, 2, 3), repeat=2):
+        matrix = matrix_of([*lengths, 1], config)
+        items = [Mark(1), 0, 1, 0, 1, 1, 0, 2, 0, 1, 1, 0, None, 0, 1, Mark(2), 1, 0, 1, 0, 2]
+        for alone in (set(), {5}, {1, 3}, {7, 8, 9}):
+            tape = Tape(matrix, items, pair=lambda place, alone=alone: place not in alone)
+            assert [cycle for cycle, _ in tape.given] == tape.free, lengths
+    # Two columns without entries take one cycle.
+    tape = Tape(Sequential([0, 0, 1], STREAM), [Mark(0), 0, 1, 0, 1, 0, 2],
+                pair=lambda place: place > 0)
+    assert tape.taken == [0, JUMP, JUMP + 1, JUMP + 2]
+
+
+@pytest.mark.parametrize("config", PAIRED.values(), ids=PAIRED)
+@pytest.mark.parametrize("height", [1, 2, 9, 16])
+def test_pairs_of_every_height_with_holds_and_gaps(config, height):
+    config = config.with_(acc_depth=16)
+    rng = np.random.default_rng(height)
+    lengths = rng.integers(min(height, 3) + 1, size=30) * (rng.random(30) < 0.4)
+    matrix = Sequential(lengths, config, height=height)
+    matrix.columns += Sequential([height] * 2, config, seed=1, height=height).columns
+    items = [Mark(1), *range(12), None, 30, 31, 30, Mark(2), *range(12, 30), 31, None]
+    pairs, holds, waits = rng.random(99) < 0.7, rng.random(9999) < 0.3, rng.geometric(0.7, 99) - 1
+    tape = Tape(matrix, items, pair=lambda place: pairs[place])
+    assert [cycle for cycle, _ in tape.given] == tape.free
+    Tape(matrix, items, pair=lambda place: pairs[place], hold=lambda cycle: holds[cycle],
+         wait=lambda place: waits[place])
 
 
 def test_busy_from_a_column_to_its_fence():

@@ -164,8 +164,12 @@ def test_activations_are_central_where_all_are_broadcast_and_none_written_by_pes
     assert config.central_acts
     # Neither a tree to the PEs nor one back from them.
     assert config.scan_latency == config.with_(n_pes=1).scan_latency == 3
+    assert config.paired
+    # A queue of one slot has no room for a pair.
+    assert not config.with_(queue_depth=1).paired
     for other in (config.with_(pointers=True), config.with_(state_depth=0)):
         assert not other.central_acts
+        assert not other.paired
         assert other.scan_latency > other.with_(n_pes=1).scan_latency > 3
 
 
