@@ -46,7 +46,7 @@ from openese.hdl.sequencer import Sequencer
 from openese.hdl.spmat_read import SpMatRead, SpMatStream
 from openese.hdl.write_back import WriteBack
 from openese.model.config import EngineConfig
-from openese.sim.bench_ese import ese_on_chip
+from openese.sim.bench_ese import ese_machine, ese_on_chip
 
 from .build import KEEP
 from .ecp5 import ECP5
@@ -113,6 +113,11 @@ def _ese(n_pes: int | None) -> EngineConfig:
     return ese_on_chip(64 if n_pes is None else n_pes)[1]
 
 
+def _ese_machine(n_pes: int | None) -> EngineConfig:
+    """ESE's own."""
+    return ese_machine() if n_pes is None else ese_machine(n_pes)
+
+
 def _sized(config: EngineConfig) -> Callable[[int | None], EngineConfig]:
     return lambda n_pes: config if n_pes is None else config.with_(n_pes=n_pes, input_lanes=1)
 
@@ -146,11 +151,11 @@ DEVICES: dict[str, Device] = {
         pins="".join(f'IO_LOC "{port}" {pin};\n'
                      for port, pin in (("clk", 4), ("rst", 15), ("x", 16), ("y", 17)))),
     # UltraScale: LUT RAM counts the LUT6 it occupies, a shift register one. An inverter that is
-    # left is one LUT.
+    # left is one LUT. Accumulators are in block RAM, of which this device has plenty.
     "ku060": Device(
-        "XCKU060 (synthesis only)", _ese, None,
+        "XCKU060 (synthesis only)", _ese_machine, None,
         "synth_xilinx -top top -family xcu -flatten -noiopad -noclkbuf",
-        (ECP5.prepare[0],), {
+        (ECP5.prepare[0], 'setattr -set ram_style "block" *accumulate*/m:*'), {
             "luts": {"LUT[1-6]": 1, "INV": 1, "SRL*": 1, "RAM32M16": 8, "RAM64M8": 8,
                      "RAM32M": 4, "RAM64M": 4, "RAM256X1D": 8, "RAM128X1D": 4, "RAM*X1D": 2,
                      "RAM*X1S": 1},
@@ -287,8 +292,8 @@ def bench_area(devices: Sequence[str] = (), units: Sequence[str] = (), *,
         Of `units_of` the device's engine; all by default. A device leaves out what its engine does
         not have.
     config
-        The engine. By default that of the device: of `ese_on_chip` where it fits, else that of a
-        board.
+        The engine. By default that of the device: `ese_machine` on ESE's, `ese_on_chip` on the one
+        that holds it, else that of a board.
     n_pes
         PEs of the device's engine.
     parts
@@ -350,8 +355,9 @@ def _area(component: wiring.Component, device: Device, config: EngineConfig, uni
     cells = _leaves(_stat(text, device, _keep(text))["design"]["num_cells_by_type"])
     row = device.count(cells) | {"cells": cells}
     if unit == "engine":
-        row |= {"luts_per_pe": row["luts"] / config.n_pes,
-                "multipliers_per_pe": row["multipliers"] / config.n_pes}
+        # As ESE counts them: every channel has its own.
+        pes = config.n_pes * config.channels
+        row |= {"luts_per_pe": row["luts"] / pes, "multipliers_per_pe": row["multipliers"] / pes}
         if parts:
             row["parts"] = _parts(_stat(text, device, ["*"]), device)
     return row

@@ -72,7 +72,7 @@ class ActStore(wiring.Component):
         act = Signal(config.act_addr_bits, reset_less=True)
         group = Signal(self._group_bits) if self._group_bits else Const(0, 0)
         lane = Signal(range(lanes)) if lanes > 1 else Const(0, 1)
-        pe, rem = Signal(config.pe_bits), Signal.like(args.scan.rem, reset_less=True)
+        pe, final = Signal(config.pe_bits), Signal(config.pe_bits, reset_less=True)
         last, last_1, last_2 = Signal(), Signal(reset_less=True), Signal(reset_less=True)
         lane_1 = Signal.like(lane, reset_less=True)
         lane_2 = Signal.like(lane, reset_less=True)
@@ -82,7 +82,7 @@ class ActStore(wiring.Component):
         words = [Signal.like(read, reset_less=True, name=f"word_{k}")
                  for k, read in enumerate(reads)]
         m.d.comb += [
-            last.eq((pe == config.n_pes - 1) | ((left == 1) & (pe == rem - 1))),
+            last.eq((pe == config.n_pes - 1) | ((left == 1) & (pe == final))),
             self.o.valid.eq(valid_2), self.o.payload.nonzero.eq(1), self.o.payload.last.eq(last_2),
         ]
         with m.Switch(lane_2):
@@ -110,7 +110,7 @@ class ActStore(wiring.Component):
         with m.If(self.i.valid & (self.i.payload.kind == Kind.SCAN)):
             self._row(m, pe, group, lane)
             m.d.sync += [active.eq(1), act.eq(args.scan.act), left.eq(args.scan.rows),
-                         rem.eq(args.scan.rem)]
+                         final.eq(args.scan.rem - 1)]
         return m
 
     @staticmethod

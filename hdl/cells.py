@@ -238,10 +238,10 @@ class Cells(wiring.Component):
         """Results to their destinations; returns when one is taken, and whether all are."""
         config = self._config
         values = results.payload.values
-        pe = Signal(config.pe_bits)
+        pe, final = Signal(config.pe_bits), Signal(config.pe_bits, reset_less=True)
         left = Signal(config.rows_bits)
         dumped = Signal()
-        last_of_row = (pe == config.n_pes - 1) | ((left == 1) & (pe == command.rem - 1))
+        last_of_row = (pe == config.n_pes - 1) | ((left == 1) & (pe == final))
         last = (left == 1) & last_of_row
 
         out_ready = ~command.to_out | skid.i.ready
@@ -283,5 +283,5 @@ class Cells(wiring.Component):
                 m.d.sync += [pe.eq(0), group.eq(0), act.eq(act + 1), left.eq(left - 1)]
         with m.If(self.start):
             m.d.sync += [pe.eq(0), group.eq(0), lane.eq(0), act.eq(self.command.act),
-                         left.eq(self.command.rows)]
+                         left.eq(self.command.rows), final.eq(self.command.rem - 1)]
         return taken, finished, dumped

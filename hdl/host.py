@@ -94,15 +94,14 @@ class HostInterface(wiring.Component):
         cycles, saturations, passes, exposed, stalls = (Signal(32, name=name) for name in (
             "cycles", "saturations", "passes", "exposed", "stalls"))
         error = Signal()
-        with m.If(self.computing):
-            m.d.sync += cycles.eq(cycles + 1)
-        with m.If(self.finished):
-            m.d.sync += passes.eq(passes + 1)
+        # Counted a cycle late: what ends a pass is known late in a cycle.
+        for counter, event in ((cycles, self.computing), (passes, self.finished),
+                               (exposed, self.exposed), (stalls, self.stalled)):
+            counts = Signal(name=f"{counter.name}_counts")
+            m.d.sync += counts.eq(event)
+            with m.If(counts):
+                m.d.sync += counter.eq(counter + 1)
         m.d.sync += saturations.eq(saturations + self.saturations)
-        with m.If(self.exposed):
-            m.d.sync += exposed.eq(exposed + 1)
-        with m.If(self.stalled):
-            m.d.sync += stalls.eq(stalls + 1)
 
         bases = [Signal(config.act_addr_bits, init=base, name=f"in_base_{k}")
                  for k, base in enumerate(self._in_base)]

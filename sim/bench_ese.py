@@ -18,7 +18,8 @@ from openese.model.reference import run_reference
 from .simulation import Simulation
 from .streams import pack
 
-__all__ = ["ESE_CYCLES", "ESE_MHZ", "ESE_PES", "bench_ese", "ese_layer", "ese_on_chip"]
+__all__ = ["ESE_CYCLES", "ESE_MHZ", "ESE_PES", "bench_ese", "ese_layer",
+           "ese_machine", "ese_on_chip"]
 
 #: Clock, PEs of a channel, and cycles of a step of 32 channels (FPGA 2017, 82.7 us).
 ESE_MHZ, ESE_PES, ESE_CYCLES = 200, 32, 16540
@@ -89,6 +90,18 @@ def ese_on_chip(n_pes: int = 64, seed: int = 1, **fields) -> tuple[CompressedNet
     fields = {"entry_bits": 9, "queue_depth": 10, "pointers": False, "weight_bits": 12,
               "acc_bits": 28, "shift_bits": 2} | fields
     return network, size_for(network, n_pes, **fields)
+
+
+def ese_machine(n_pes: int = ESE_PES, channels: int = 32) -> EngineConfig:
+    """ESE's own engine by our blocks: 32 PEs for each of 32 voice streams, weights of 12 bits
+    beside an index of 5, memories for the whole layer.
+
+    Parameters
+    ----------
+    n_pes, channels
+        Of the engine. ESE's 1,024 PEs are those of all channels.
+    """
+    return size_for(ese_layer(balanced_for=n_pes), n_pes, channels=channels, entry_bits=17)
 
 
 def _kept(rng: np.random.Generator, rows: int, cols: int, units: int, share: float,
