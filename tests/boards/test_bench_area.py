@@ -44,6 +44,21 @@ def test_a_multiplier_is_one_primitive_everywhere():
     assert [(row["luts"], row["ffs"]) for row in rows[:3]] == [(0, 0)] * 3
 
 
+def test_eses_own_engine_on_eses_device():
+    """1,024 PEs as ESE counts them, with accumulators in block RAM."""
+    config = DEVICES["ku060"].engine(None)
+    assert (config.n_pes, config.channels, config.direct_weights) == (32, 32, True)
+    assert DEVICES["ku060"].engine(8).n_pes == 8
+    for channels in (1, 2):
+        small = SMALL.with_(n_pes=1, channels=channels)
+        (row,) = bench_area(["ku060"], ["pe"], config=small)
+        # The matrix, and accumulators.
+        assert row["cells"]["RAMB18E2"] == 1 + channels
+    (row,) = bench_area(["ku060"], ["engine"], config=small)
+    assert row["luts_per_pe"] == row["luts"] / 2
+    assert row["multipliers_per_pe"] == 1
+
+
 def test_parts_are_the_engine():
     (row,) = bench_area(["ecp5"], ["engine"], config=SMALL, parts=True)
     assert row["luts_per_pe"] == row["luts"] / 2
