@@ -217,13 +217,12 @@ class SpMatStream(SpMatRead):
             m.d.sync += drop.eq(marker.drop)
 
         # Stage 0 has the address that is being read, stage 1 waits for the memory, stage 2 holds
-        # its word, stage 3 the entry that is next. A word more at stage 2, or it would hang on the
-        # queue whether the memory, which is not near, is read.
+        # its word, stage 3 the entry that is next.
         addr = Signal(config.spmat_addr_bits, reset_less=True)
-        m.submodules.ahead = ahead = ResetInserter(jump)(Skid(config.spmat_word_bits))
-        valid_1, valid_3 = Signal(), Signal()
-        valid_2 = ahead.o.valid
-        code, index = split_entry(m, config, ahead.o.payload, self.o.payload.route.code_sel)
+        word = Signal(config.spmat_word_bits, reset_less=True)
+        valid_1, valid_2, valid_3 = (Signal(name=f"valid_{k}") for k in range(1, 4))
+        ready_2 = Signal()
+        code, index = split_entry(m, config, word, self.o.payload.route.code_sel)
         next_code = Signal.like(code, reset_less=True)
         # Rows are counted back from the ends of the columns at the head: one that is not negative
         # is in a later column.
@@ -245,7 +244,7 @@ class SpMatStream(SpMatRead):
         later = ahead_of(rows)
         on, skip = opened & ~later, Mux(later, 0, index)
         height = Mux(two, drop << 1, drop) if config.paired else drop
-        ready_1 = ~valid_1 | ahead.i.ready
+        ready_1 = ~valid_1 | ready_2
         here = self.i.valid & is_column & valid_3 & go
         m.d.comb += [
             *(inside.eq((Cat(on, row) + Cat(on, skip))[1:])
@@ -257,10 +256,24 @@ class SpMatStream(SpMatRead):
             load.eq(valid_2 & (take | ~valid_3)), moves.eq(load | pass_by),
             self.i.ready.eq((go & ~is_column) | (moves & crosses)),
             read.addr.eq(addr), read.en.eq(ready_1),
-            ahead.i.valid.eq(valid_1), ahead.i.payload.eq(read.data), ahead.o.ready.eq(load),
         ]
         with m.If(ready_1):
             m.d.sync += [valid_1.eq(1), addr.eq(addr + 1)]
+        if config.paired:
+            # A word more, or it would hang on the queue whether the memory, which is not near in
+            # an engine of this size, is read. Small devices have no cells for it.
+            m.submodules.ahead = ahead = ResetInserter(jump)(Skid(config.spmat_word_bits))
+            m.d.comb += [
+                ahead.i.valid.eq(valid_1), ahead.i.payload.eq(read.data),
+                ready_2.eq(ahead.i.ready), ahead.o.ready.eq(load),
+                valid_2.eq(ahead.o.valid), word.eq(ahead.o.payload),
+            ]
+        else:
+            m.d.comb += ready_2.eq(~valid_2 | load)
+            with m.If(ready_2):
+                m.d.sync += [valid_2.eq(valid_1), word.eq(read.data)]
+            with m.If(jump):
+                m.d.sync += valid_2.eq(0)
         with m.If(take | ~valid_3):
             m.d.sync += [valid_3.eq(valid_2), next_code.eq(code)]
         for k, row in enumerate(rows):
