@@ -186,7 +186,7 @@ def test_random_pairs_under_backpressure(depth):
     config = PAIRED.with_(n_pes=9, queue_depth=depth)
     dut = ActQueue(config)
     rng = np.random.default_rng(depth)
-    slots, pushed, twos = [], [], 0
+    slots, pushed = [], []
 
     async def testbench(ctx):
         seen, sent = [], []
