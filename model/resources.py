@@ -88,9 +88,9 @@ def block_rams(words: int, width: int) -> int:
 def engine_memories(config: EngineConfig) -> list[EngineMemory]:
     """All memories of an engine, in the order of their path through it."""
     pes, channels, bits = config.n_pes, config.channels, config.act_bits
-    # Of recurrent engines an element of a queue says what it is.
+    # Of recurrent engines an element of a queue says what it is; a pair has a second column.
     column = (channels * bits + (config.ptr_word_bits if config.pointers else 0)
-              + (2 if config.recurrent else 0))
+              + (2 if config.recurrent else 0) + (channels * bits + 1 if config.paired else 0))
     if config.central_acts:
         # One for each lane of a beat, whose groups fill a power of 2 of words.
         lanes = config.input_lanes
