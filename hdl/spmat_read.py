@@ -6,7 +6,7 @@ from amaranth import *
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from openese.model.config import SPMAT_READ_LATENCY, SPMAT_STREAM_LATENCY, EngineConfig
+from openese.model.config import EngineConfig
 
 from .checks import checked_config, checked_contents
 from .decode import split_entry
@@ -16,7 +16,6 @@ from .layouts import (
     broadcast_signature,
     entry_layout,
     marker_layout,
-    route_layout,
     slot_layout,
     values_layout,
 )
@@ -64,8 +63,6 @@ class SpMatRead(wiring.Component):
         More words than the memory holds, or a word that is not an unsigned integer of its width.
     """
 
-    LATENCY = SPMAT_READ_LATENCY
-
     def __init__(self, config: EngineConfig, init=()):
         self._config = checked_config(config)
         self.words = memory.MemoryData(
@@ -93,31 +90,28 @@ class SpMatRead(wiring.Component):
         m.d.comb += [write.en.eq(load), write.addr.eq(args.addr), write.data.eq(args.data)]
         return read
 
-    def _marked(self, m: Module, part: Value, taken: Value, last: Value) -> data.View:
-        """The marker that ends with this part, if `last`; its route holds from then on."""
+    def _marked(self, m: Module, part: Value, taken: Value) -> tuple[data.View, data.View]:
+        """The marker whose parts have been taken, and what it is with this part.
+
+        Entries behind it go by its route. While it comes part by part, no entry does.
+        """
         config = self._config
         layout = marker_layout(config)
-        width, kept = len(part), len(part) * (config.marker_parts - 1)
         assert Shape.cast(layout).width == config.marker_bits
-        marker = Signal(layout)
-        earlier = Signal(kept, reset_less=True) if kept else Const(0, 0)
-        route = Signal(route_layout(config), reset_less=True)
-        m.d.comb += [
-            marker.eq(Cat(earlier, part[:config.marker_bits - kept])),
-            self.o.payload.route.eq(route),
-        ]
+        parts = Signal(config.marker_parts * len(part), reset_less=True, name="marker")
+        after = Cat(parts, part)[len(part):]
         with m.If(taken):
-            if kept:
-                m.d.sync += earlier.eq(Cat(earlier, part)[width:])
-            with m.If(last):
-                m.d.sync += route.eq(marker.route)
-        return marker
+            m.d.sync += parts.eq(after)
+        marker, with_part = (
+            data.View(layout, bits[:config.marker_bits]) for bits in (parts, after))
+        m.d.comb += self.o.payload.route.eq(marker.route)
+        return marker, with_part
 
-    def _marked_by_message(self, m: Module) -> tuple[data.View, Value]:
-        """Marker of an engine that drains between matrices, and whether it comes in this cycle."""
+    def _marked_by_message(self, m: Module) -> tuple[data.View, data.View, Value]:
+        """Marker of an engine that drains between matrices, and whether its last part comes."""
         message, mark = self.load.payload, self.load.payload.args.mark
         taken = self.load.valid & (message.kind == Kind.MARK)
-        return self._marked(m, mark.part, taken, mark.last), taken & mark.last
+        return *self._marked(m, mark.part, taken), taken & mark.last
 
     def elaborate(self, platform):
         m = Module()
@@ -164,10 +158,9 @@ class SpMatRead(wiring.Component):
                              with_it[k].eq(with_it[k - 1])]
             m.d.sync += word.eq(read.data)
         if config.recurrent:
-            tag = with_it[2].tag
-            self._marked(m, with_it[2].values.as_value(), mark[2] & go & (tag != Tag.FENCE),
-                         tag == Tag.MARK)
-            m.d.comb += self.fence.eq(mark[2] & go & (tag == Tag.FENCE))
+            is_fence = with_it[2].tag == Tag.FENCE
+            self._marked(m, with_it[2].values.as_value(), mark[2] & go & ~is_fence)
+            m.d.comb += self.fence.eq(mark[2] & go & is_fence)
         else:
             self._marked_by_message(m)
         m.d.comb += [
@@ -190,12 +183,10 @@ class SpMatStream(SpMatRead):
     marker discards it.
 
     Latency: 0 cycles from a column at the head of the queue to its first entry, but no sooner than
-    ``SPMAT_STREAM_LATENCY`` = 4 after the last part of a marker.
+    `EngineConfig.marker_latency` = 4 or 5 after the last part of a marker.
     Throughput: 1 entry per cycle; a slot without entries takes a cycle. Parameters, members and
     errors are those of `SpMatRead`.
     """
-
-    LATENCY = SPMAT_STREAM_LATENCY
 
     def elaborate(self, platform):
         m = Module()
@@ -208,13 +199,11 @@ class SpMatStream(SpMatRead):
             is_column = column.tag == Tag.COLUMN
             mark = self.i.valid & go & ~is_column & (column.tag != Tag.FENCE)
             jump = mark & (column.tag == Tag.MARK)
-            marker = self._marked(m, column.values.as_value(), mark, column.tag == Tag.MARK)
+            marker, with_part = self._marked(m, column.values.as_value(), mark)
             m.d.comb += self.fence.eq(self.i.valid & (column.tag == Tag.FENCE) & go)
         else:
-            marker, jump = self._marked_by_message(m)
-        drop = Signal.like(marker.drop, reset_less=True)
-        with m.If(jump):
-            m.d.sync += drop.eq(marker.drop)
+            marker, with_part, jump = self._marked_by_message(m)
+        drop = marker.drop
 
         # Stage 0 has the address that is being read, stage 1 waits for the memory, stage 2 holds
         # its word, stage 3 the entry that is next.
@@ -237,37 +226,41 @@ class SpMatStream(SpMatRead):
             return ~rows[0][-1] & ~(two & rows[-1][-1])
 
         take, pass_by, load, moves, crosses = (Signal() for _ in range(5))
+        # To the next entry, or when passing by to the next slot only. All entries but the first
+        # count from the row behind their predecessor: a carry.
+        later = ahead_of(rows) & opened
         within = [Signal.like(row, name=f"within_{k}") for k, row in enumerate(rows)]
-        beyond = [Signal.like(row, name=f"beyond_{k}") for k, row in enumerate(rows)]
-        # To the next entry, or when passing by to the next slot only. The first entry counts from
-        # the first row, the others from the row behind their predecessor: a carry.
-        later = ahead_of(rows)
-        on, skip = opened & ~later, Mux(later, 0, index)
-        height = Mux(two, drop << 1, drop) if config.paired else drop
+        # From the last column at the head to the last one of the next slot, whichever it is.
+        ends = [Signal.like(rows[0], name=f"end_{k}") for k in range(2 + config.paired)]
         ready_1 = ~valid_1 | ready_2
         here = self.i.valid & is_column & valid_3 & go
         m.d.comb += [
-            *(inside.eq((Cat(on, row) + Cat(on, skip))[1:])
+            *(inside.eq((Cat(opened, row) + Cat(opened, index))[1:])
               for inside, row in zip(within, rows, strict=True)),
-            *(outside.eq(inside + height)
-              for outside, inside in zip(beyond, within, strict=True)),
-            crosses.eq(ahead_of(within) & opened),
+            ends[0].eq(Mux(later, rows[-1], within[-1])),
+            *(end.eq(ends[0] + (drop << k)) for k, end in enumerate(ends[1:])),
+            crosses.eq(~opened | later | ahead_of(within)),
             take.eq(here & ~later), pass_by.eq(here & later),
             load.eq(valid_2 & (take | ~valid_3)), moves.eq(load | pass_by),
-            self.i.ready.eq((go & ~is_column) | (moves & crosses)),
+            self.i.ready.eq((go & ~is_column) | (moves & crosses & opened)),
             read.addr.eq(addr), read.en.eq(ready_1),
         ]
         with m.If(ready_1):
             m.d.sync += [valid_1.eq(1), addr.eq(addr + 1)]
         if config.paired:
-            # A word more, or it would hang on the queue whether the memory, which is not near in
-            # an engine of this size, is read. Small devices have no cells for it.
+            # Two words more: a memory of several blocks is slow and not near, and whether it is
+            # read would hang on the queue. Small devices have no cells for this.
+            behind, valid_behind = Signal.like(word), Signal()
             m.submodules.ahead = ahead = ResetInserter(jump)(Skid(config.spmat_word_bits))
             m.d.comb += [
-                ahead.i.valid.eq(valid_1), ahead.i.payload.eq(read.data),
-                ready_2.eq(ahead.i.ready), ahead.o.ready.eq(load),
-                valid_2.eq(ahead.o.valid), word.eq(ahead.o.payload),
+                ready_2.eq(~valid_behind | ahead.i.ready),
+                ahead.i.valid.eq(valid_behind), ahead.i.payload.eq(behind),
+                ahead.o.ready.eq(load), valid_2.eq(ahead.o.valid), word.eq(ahead.o.payload),
             ]
+            with m.If(ready_2):
+                m.d.sync += [valid_behind.eq(valid_1), behind.eq(read.data)]
+            with m.If(jump):
+                m.d.sync += valid_behind.eq(0)
         else:
             m.d.comb += ready_2.eq(~valid_2 | load)
             with m.If(ready_2):
@@ -276,15 +269,17 @@ class SpMatStream(SpMatRead):
                 m.d.sync += valid_2.eq(0)
         with m.If(take | ~valid_3):
             m.d.sync += [valid_3.eq(valid_2), next_code.eq(code)]
+        # The first entry crosses from a slot that ends at row 0.
         for k, row in enumerate(rows):
+            beyond = Mux(two | ~opened, ends[k + 1], ends[k]) if config.paired else ends[1]
             with m.If(moves):
-                m.d.sync += row.eq(Mux(crosses, beyond[k], within[k]))
+                m.d.sync += row.eq(Mux(crosses, beyond, within[k]))
             with m.If(jump):
-                m.d.sync += row.eq(marker.drop << k)
+                m.d.sync += row.eq(0)
         with m.If(load):
             m.d.sync += opened.eq(1)
         with m.If(jump):
-            m.d.sync += [addr.eq(marker.spmat), opened.eq(0), valid_1.eq(0), valid_3.eq(0)]
+            m.d.sync += [addr.eq(with_part.spmat), opened.eq(0), valid_1.eq(0), valid_3.eq(0)]
         m.d.comb += [
             self.o.valid.eq(take),
             self.o.payload.code.eq(next_code), self.o.payload.row.eq(rows[0]),

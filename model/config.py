@@ -10,13 +10,12 @@ from math import ceil
 __all__ = [
     "ACC_LATENCY", "ACT_READ_LATENCY", "DECODE_LATENCY", "DRAIN_LATENCY", "GATE_LANES",
     "LUT_RAM_WORDS", "MULTIPLY_LATENCY", "PRESETS", "PTR_READ_LATENCY",
-    "SPMAT_READ_LATENCY", "SPMAT_STREAM_LATENCY", "WRITE_BACK_LATENCY", "EngineConfig",
+    "SPMAT_READ_LATENCY", "WRITE_BACK_LATENCY", "EngineConfig",
 ]
 
 # Pipeline depths of the blocks of a PE, in cycles; each block asserts its own.
 PTR_READ_LATENCY = 2  # column in, start pointer out
 SPMAT_READ_LATENCY = 3  # column taken from the queue, first entry out
-SPMAT_STREAM_LATENCY = 4  # without pointers: marker taken, first entry out
 DECODE_LATENCY = 1  # entry in, row and multiplier's operands out
 MULTIPLY_LATENCY = 3  # operands in, product out
 ACC_LATENCY = 1  # product in, accumulator memory written
@@ -308,6 +307,12 @@ class EngineConfig:
     def ptr_read_latency(self) -> int:
         """From a column at a PE's pointer memory to its pointer; nothing is read without one."""
         return PTR_READ_LATENCY if self.pointers else 0
+
+    @property
+    def marker_latency(self) -> int:
+        """Without pointers, from the last part of a marker at a PE to its first entry: address,
+        memory, word, entry; in paired engines a register behind the memory as well."""
+        return 4 + self.paired
 
     @property
     def arrival_latency(self) -> int:

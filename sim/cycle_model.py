@@ -26,7 +26,6 @@ from openese.model.config import (
     DRAIN_LATENCY,
     MULTIPLY_LATENCY,
     SPMAT_READ_LATENCY,
-    SPMAT_STREAM_LATENCY,
     WRITE_BACK_LATENCY,
     EngineConfig,
 )
@@ -225,7 +224,7 @@ class _Pes:
         if self._config.recurrent:
             self.column(cycle, _MARK if last else _PART)
         elif last:
-            self._ready[:] = cycle + self._config.broadcast_latency + SPMAT_STREAM_LATENCY
+            self._ready[:] = cycle + self._config.broadcast_latency + self._config.marker_latency
 
     def write(self, cycle: int, rows: int) -> None:
         """WRITE is broadcast in this cycle."""
@@ -360,7 +359,7 @@ class _Pes:
         if go is not None:
             steps &= go
         fence = steps & (self._left == _FENCE_HERE)
-        self._ready[steps & (self._left == _MARK)] = cycle + SPMAT_STREAM_LATENCY
+        self._ready[steps & (self._left == _MARK)] = cycle + self._config.marker_latency
         gives = steps & (self._left > 0)
         self._left -= gives
         done = np.flatnonzero(steps & (self._left <= 0))

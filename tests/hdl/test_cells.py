@@ -5,6 +5,8 @@ Results are those of the integers of `openese.model.elementwise`, in order, what
 destinations' readiness; nothing is lost, and `idle` means that all have arrived.
 """
 
+from itertools import product
+
 import numpy as np
 import pytest
 from amaranth.hdl import Module
@@ -236,13 +238,13 @@ WHERE = [{"to_feed": 1}, {"to_out": 1}, {"to_act": 1}, {"to_act": 1, "to_feed": 
 
 
 @pytest.mark.parametrize("n_pes", [1, 3, 4, 5, 8, 9])
-@pytest.mark.parametrize("where", WHERE, ids=lambda where: "+".join(where))
 @both_kinds
-def test_results_go_where_the_instruction_says(n_pes, where, serial):
+def test_results_go_where_the_instruction_says(n_pes, serial):
     config = CONFIG.with_(n_pes=n_pes, serial_cells=serial)
-    tasks = [Task(config, seed=k, rows=rows, rem=rem, gates=gates, act=7 * k, state=10 * k, **where)
-             for k, (rows, rem, gates) in enumerate([
-                 (2, n_pes, 0), (1, 1, 3), (3, max(1, n_pes - 1), 3), (2, 1, 0)])]
+    shapes = [(2, n_pes, 0), (1, 1, 3), (3, max(1, n_pes - 1), 3), (2, 1, 0)]
+    # Every destination gets every shape, and follows every other one.
+    tasks = [Task(config, seed=k, rows=rows, rem=rem, gates=gates, act=3 * k, state=k, **where)
+             for k, ((rows, rem, gates), where) in enumerate(product(shapes, WHERE))]
     check(Run(config, tasks), tasks, model(tasks, config))
     check(Run(config, tasks, feed_stalls=0.6, out_stalls=0.4), tasks, model(tasks, config))
 
@@ -252,13 +254,14 @@ def test_results_go_where_the_instruction_says(n_pes, where, serial):
 def test_beats_of_several_lanes(n_pes, lanes, serial):
     """A beat goes when its last lane is full, or with the last result of a row."""
     config = CONFIG.with_(n_pes=n_pes, input_lanes=lanes, serial_cells=serial)
+    tasks, beats = [], 0
     for rem in range(1, n_pes + 1):
-        tasks = [Task(config, seed=rem, rows=3, rem=rem, act=20, to_act=1),
-                 Task(config, seed=rem + 50, rows=1, rem=rem, act=3, to_act=1, gates=3)]
-        run = Run(config, tasks)
-        check(run, tasks, model(tasks, config))
-        groups = n_pes // lanes
-        assert len(run.beats) == 3 * groups - (n_pes - rem) // lanes + -(-rem // lanes)
+        tasks += [Task(config, seed=rem, rows=3, rem=rem, act=4 * rem, to_act=1),
+                  Task(config, seed=rem + 50, rows=1, rem=rem, act=4 * rem + 3, to_act=1, gates=3)]
+        beats += 2 * (n_pes // lanes) + 2 * -(-rem // lanes)
+    run = Run(config, tasks)
+    check(run, tasks, model(tasks, config))
+    assert len(run.beats) == beats
 
 
 @pytest.mark.parametrize("gates", [0, 3])
@@ -311,7 +314,7 @@ def test_tokens_wait_for_the_fence(fence, serial):
     assert run.tokens[0] == run.starts[0] + config.drain_wait + fence + 1
 
 
-@pytest.mark.parametrize("n_pes", [1, 4, 9])
+@pytest.mark.parametrize("n_pes", [1, 9])
 def test_tokens_stop_while_results_wait(n_pes):
     """The queue never overflows, which is an assertion of the block; all arrives in the end."""
     config = CONFIG.with_(n_pes=n_pes, act_depth=1024, state_depth=4096)
@@ -328,7 +331,7 @@ def test_tokens_stop_while_results_wait(n_pes):
     check(run, tasks, model(tasks, config))
 
 
-@pytest.mark.parametrize(("channels", "serial"), [(1, False), (2, False), (3, False), (1, True)])
+@pytest.mark.parametrize(("channels", "serial"), [(1, False), (3, False), (1, True)])
 @pytest.mark.parametrize("cell", list(Cell), ids=lambda cell: cell.name)
 def test_cells_over_several_steps(cell, channels, serial):
     """Two layers with states of their own take turns; channels are idle now and then."""
@@ -336,7 +339,7 @@ def test_cells_over_several_steps(cell, channels, serial):
     gates = 3 if cell in (Cell.LSTM, Cell.GRU) else 0
     rng = np.random.default_rng(cell)
     tasks = []
-    for step in range(8):
+    for step in range(6):
         layer = step % 2
         peepholes = {"peephole": 1, "peep_shift": 2} if cell == Cell.LSTM and layer else {}
         tasks.append(Task(

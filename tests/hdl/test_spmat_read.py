@@ -37,8 +37,6 @@ from .helpers import (
 )
 
 FLAG = 1 << SMALL.entry_bits
-#: Cycles from the last part of a marker without pointers to the first entry.
-JUMP = SpMatStream.LATENCY
 
 
 class Matrix:
@@ -166,7 +164,6 @@ def test_entries_follow_without_a_bubble(lengths):
     # The first column is taken in cycle 0.
     assert [cycle for cycle, _ in got] == list(
         range(SPMAT_READ_LATENCY, SPMAT_READ_LATENCY + sum(lengths)))
-    assert SpMatRead.LATENCY == SPMAT_READ_LATENCY
 
 
 def test_every_sequence_of_four_short_columns():
@@ -385,7 +382,7 @@ class Tape:
             if tag == Tag.COLUMN:
                 cycle = max(cycle, ready)
             elif tag == Tag.MARK and not config.pointers:
-                ready = cycle + JUMP
+                ready = cycle + config.marker_latency
             late = SPMAT_READ_LATENCY if config.pointers else 0
             expected += [cycle + late + k for k in range(len(entries))]
             cycle += max(1, len(entries))
@@ -407,6 +404,8 @@ def junk(config: EngineConfig, number: int) -> dict:
 
 RECURRENT = recurrent()
 STREAM = recurrent(pointers=False, channels=2, spmat_depth=1024)
+#: Cycles from the last part of its markers to the first entry.
+JUMP = STREAM.marker_latency
 #: Markers of two parts and of three.
 TWO = recurrent(pointers=False, spmat_depth=1024)
 THREE = recurrent(pointers=False, act_bits=8, spmat_depth=1024)
@@ -438,7 +437,7 @@ def test_a_hold_at_any_time_only_delays(config):
     if not config.pointers:
         marks = [cycle for cycle, (tag, *_) in zip(tape.taken, tape.queue, strict=True)
                  if tag == Tag.MARK]
-        hidden = {cycle + k for cycle in marks for k in range(1, JUMP)}
+        hidden = {cycle + k for cycle in marks for k in range(1, config.marker_latency)}
     for at in range(tape.given[-1][0] + 2):
         # What would have come from then on comes a cycle later.
         late = [(cycle + (cycle >= at and at not in hidden), entry)
@@ -667,7 +666,7 @@ def test_loaded_words_are_read_after_a_marker(config):
     def run(marker, words, given):
         column = {"i.valid": 1, "i.payload": {"values": [7] * config.channels}}
         entries = sum(max(1, len(column)) for column in given)
-        return [*marker_script(config, marker), *[column] * (JUMP - 1 + entries)]
+        return [*marker_script(config, marker), *[column] * (config.marker_latency - 1 + entries)]
 
     loads = [{"load.valid": 1, "load.payload": load_message(Kind.LOAD_SPMAT, 0, addr, word)}
              for addr, word in enumerate(new[1])]
@@ -795,7 +794,7 @@ def test_feed_forward_engines_take_markers_from_the_broadcast(config, gaps):
             assert len(got) == len(expected)
             # A matrix without pointers is looked up with the last part, cycle 0.
             first = (offered + SPMAT_READ_LATENCY if config.pointers
-                     else max(JUMP, offered))
+                     else max(config.marker_latency, offered))
             assert found == [first + k for k, entry in enumerate(times) if entry]
 
     simulate(dut, testbench)
