@@ -101,7 +101,11 @@ class ProcessingElement(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.i_relay = relay = Relay(broadcast_signature(self._config))
+        message = self.i
+        if not self._config.serial_cells:
+            m.submodules.i_relay = relay = Relay(broadcast_signature(self._config))
+            wiring.connect(m, wiring.flipped(self.i), relay.i)
+            message = relay.o
         m.submodules.ptr_read = ptr_read = self.ptr_read
         m.submodules.act_queue = act_queue = self.act_queue
         m.submodules.spmat_read = spmat_read = self.spmat_read
@@ -115,9 +119,8 @@ class ProcessingElement(wiring.Component):
         m.submodules["drain" if self._config.recurrent else "write_back"] = drain
         act_memory = self.act_memory
 
-        wiring.connect(m, wiring.flipped(self.i), relay.i)
         for port in (ptr_read.i, spmat_read.load, decode.i_broadcast, drain.i):
-            m.d.comb += [port.valid.eq(relay.o.valid), port.payload.eq(relay.o.payload)]
+            m.d.comb += [port.valid.eq(message.valid), port.payload.eq(message.payload)]
         wiring.connect(m, ptr_read.o, act_queue.i)
         wiring.connect(m, act_queue.o, spmat_read.i)
         wiring.connect(m, spmat_read.o, decode.i)
@@ -128,7 +131,7 @@ class ProcessingElement(wiring.Component):
             wiring.connect(m, wiring.flipped(self.i_input), act_memory.i_input)
             wiring.connect(m, act_memory.o, wiring.flipped(self.o))
             m.d.comb += [
-                act_memory.i.valid.eq(relay.o.valid), act_memory.i.payload.eq(relay.o.payload),
+                act_memory.i.valid.eq(message.valid), act_memory.i.payload.eq(message.payload),
                 act_memory.id.eq(self.id), act_memory.group.eq(self.group),
             ]
         drained = [accumulate.drained for accumulate in self.accumulates]
@@ -168,8 +171,8 @@ class ProcessingElement(wiring.Component):
                 accumulate.clear.eq(clears[-1]),
             ]
 
-        kind = relay.o.payload.kind
-        arriving = relay.o.valid & ((kind == Kind.ACT) | (kind == Kind.WRITE))
+        kind = message.payload.kind
+        arriving = message.valid & ((kind == Kind.ACT) | (kind == Kind.WRITE))
         m.d.sync += [
             self.busy.eq(
                 arriving | ptr_read.busy | act_queue.waiting | spmat_read.busy
@@ -183,6 +186,6 @@ class ProcessingElement(wiring.Component):
             m.d.sync += [after.eq(before) for before, after in pairwise(passing)]
             with m.If(passing[-1]):
                 m.d.sync += self.fence.eq(0)
-            with m.If(relay.o.valid & (kind == Kind.CELL)):
+            with m.If(message.valid & (kind == Kind.CELL)):
                 m.d.sync += self.fence.eq(1)
         return m

@@ -295,8 +295,9 @@ class EngineConfig:
 
     @property
     def broadcast_latency(self) -> int:
-        """From the sequencer's decision to the input register of every PE."""
-        return self.fan_levels + 1
+        """From the sequencer's decision to every PE, behind the register at its input; engines with
+        ``serial_cells``, which are for devices short of cells, have none."""
+        return self.fan_levels + (not self.serial_cells)
 
     @property
     def status_latency(self) -> int:
