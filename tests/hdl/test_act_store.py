@@ -4,6 +4,8 @@
 With beats of all widths, a power of two or not, and in the order of the activations' numbers.
 """
 
+from itertools import product
+
 import numpy as np
 import pytest
 from amaranth.hdl import Signal
@@ -86,14 +88,13 @@ def test_scan_gives_one_activation_per_cycle_in_order(n_pes, lanes):
     """Zero or not; of a full last row and of every short one; from any row on."""
     config = shaped(n_pes, lanes)
     values = vector(config, 5)
-    for act, rows in ((0, 1), (0, 5), (2, 3), (4, 1)):
-        for rem in range(1, n_pes + 1):
-            expected = items(config, values, act, rows, rem)
-            script = [*beats(config, 0, values), scan(config, act=act, rows=rows, rem=rem)]
-            first = len(script) - 1 + ACT_READ_LATENCY
-            trace = play(ActStore(config), [*script, *[TAKE] * (len(expected) + 8)], WATCH)
-            assert transfers(trace, "o") == [
-                (first + k, item) for k, item in enumerate(expected)], (act, rows, rem)
+    script, expected = beats(config, 0, values), []
+    for (act, rows), rem in product(((0, 1), (0, 5), (2, 3), (4, 1)), range(1, n_pes + 1)):
+        found = items(config, values, act, rows, rem)
+        first = len(script) + ACT_READ_LATENCY
+        expected += [(first + k, item) for k, item in enumerate(found)]
+        script += [scan(config, act=act, rows=rows, rem=rem) | TAKE, *[TAKE] * (len(found) + 8)]
+    assert transfers(play(ActStore(config), script, WATCH), "o") == expected
     assert ActStore.LATENCY == ACT_READ_LATENCY == config.scan_latency
 
 
@@ -108,7 +109,7 @@ def test_the_whole_memory(n_pes, lanes):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("stalls", [0.0, 0.2, 0.7])
+@pytest.mark.parametrize("stalls", [0.0, 0.5])
 @of_all_shapes
 def test_back_to_back_scans_under_backpressure(n_pes, lanes, stalls, channels):
     config = shaped(n_pes, lanes, channels=channels)
