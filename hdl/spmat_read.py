@@ -206,13 +206,23 @@ class SpMatStream(SpMatRead):
         drop = marker.drop
 
         # Stage 0 has the address that is being read, stage 1 waits for the memory, stage 2 holds
-        # its word, stage 3 the entry that is next.
+        # its word, stage 3 the entry that is next; and in paired engines one more before it.
         addr = Signal(config.spmat_addr_bits, reset_less=True)
         word = Signal(config.spmat_word_bits, reset_less=True)
         valid_1, valid_2, valid_3 = (Signal(name=f"valid_{k}") for k in range(1, 4))
-        ready_2 = Signal()
+        load = Signal()
         code, index = split_entry(m, config, word, self.o.payload.route.code_sel)
         next_code = Signal.like(code, reset_less=True)
+        if config.paired:
+            # Or it would hang on the queue whether the memory, which is slow and not near in an
+            # engine of this size, is read. Small devices have no cells for it.
+            m.submodules.ahead = ahead = ResetInserter(jump)(Skid(len(code) + len(index)))
+            m.d.comb += [ahead.i.valid.eq(valid_2), ahead.i.payload.eq(Cat(code, index)),
+                         ahead.o.ready.eq(load)]
+            code, index = ahead.o.payload[:len(code)], ahead.o.payload[len(code):]
+            leaves_2, there = ahead.i.ready, ahead.o.valid
+        else:
+            leaves_2, there = load, valid_2
         # Rows are counted back from the ends of the columns at the head: one that is not negative
         # is in a later column.
         two = column.two if config.paired else Const(0)
@@ -225,13 +235,14 @@ class SpMatStream(SpMatRead):
             """Whether an entry with these rows is in a later slot."""
             return ~rows[0][-1] & ~(two & rows[-1][-1])
 
-        take, pass_by, load, moves, crosses = (Signal() for _ in range(5))
+        take, pass_by, moves, crosses = (Signal() for _ in range(4))
         # To the next entry, or when passing by to the next slot only. All entries but the first
         # count from the row behind their predecessor: a carry.
         later = ahead_of(rows) & opened
         within = [Signal.like(row, name=f"within_{k}") for k, row in enumerate(rows)]
         # From the last column at the head to the last one of the next slot, whichever it is.
         ends = [Signal.like(rows[0], name=f"end_{k}") for k in range(2 + config.paired)]
+        ready_2 = ~valid_2 | leaves_2
         ready_1 = ~valid_1 | ready_2
         here = self.i.valid & is_column & valid_3 & go
         m.d.comb += [
@@ -241,34 +252,16 @@ class SpMatStream(SpMatRead):
             *(end.eq(ends[0] + (drop << k)) for k, end in enumerate(ends[1:])),
             crosses.eq(~opened | later | ahead_of(within)),
             take.eq(here & ~later), pass_by.eq(here & later),
-            load.eq(valid_2 & (take | ~valid_3)), moves.eq(load | pass_by),
+            load.eq(there & (take | ~valid_3)), moves.eq(load | pass_by),
             self.i.ready.eq((go & ~is_column) | (moves & crosses & opened)),
             read.addr.eq(addr), read.en.eq(ready_1),
         ]
         with m.If(ready_1):
             m.d.sync += [valid_1.eq(1), addr.eq(addr + 1)]
-        if config.paired:
-            # Two words more: a memory of several blocks is slow and not near, and whether it is
-            # read would hang on the queue. Small devices have no cells for this.
-            behind, valid_behind = Signal.like(word), Signal()
-            m.submodules.ahead = ahead = ResetInserter(jump)(Skid(config.spmat_word_bits))
-            m.d.comb += [
-                ready_2.eq(~valid_behind | ahead.i.ready),
-                ahead.i.valid.eq(valid_behind), ahead.i.payload.eq(behind),
-                ahead.o.ready.eq(load), valid_2.eq(ahead.o.valid), word.eq(ahead.o.payload),
-            ]
-            with m.If(ready_2):
-                m.d.sync += [valid_behind.eq(valid_1), behind.eq(read.data)]
-            with m.If(jump):
-                m.d.sync += valid_behind.eq(0)
-        else:
-            m.d.comb += ready_2.eq(~valid_2 | load)
-            with m.If(ready_2):
-                m.d.sync += [valid_2.eq(valid_1), word.eq(read.data)]
-            with m.If(jump):
-                m.d.sync += valid_2.eq(0)
+        with m.If(ready_2):
+            m.d.sync += [valid_2.eq(valid_1), word.eq(read.data)]
         with m.If(take | ~valid_3):
-            m.d.sync += [valid_3.eq(valid_2), next_code.eq(code)]
+            m.d.sync += [valid_3.eq(there), next_code.eq(code)]
         # The first entry crosses from a slot that ends at row 0.
         for k, row in enumerate(rows):
             beyond = Mux(two | ~opened, ends[k + 1], ends[k]) if config.paired else ends[1]
@@ -279,7 +272,8 @@ class SpMatStream(SpMatRead):
         with m.If(load):
             m.d.sync += opened.eq(1)
         with m.If(jump):
-            m.d.sync += [addr.eq(with_part.spmat), opened.eq(0), valid_1.eq(0), valid_3.eq(0)]
+            m.d.sync += [addr.eq(with_part.spmat), opened.eq(0),
+                         valid_1.eq(0), valid_2.eq(0), valid_3.eq(0)]
         m.d.comb += [
             self.o.valid.eq(take),
             self.o.payload.code.eq(next_code), self.o.payload.row.eq(rows[0]),

@@ -312,7 +312,7 @@ class EngineConfig:
     @property
     def marker_latency(self) -> int:
         """Without pointers, from the last part of a marker at a PE to its first entry: address,
-        memory, word, entry; in paired engines a register behind the memory as well."""
+        memory, word, entry; in paired engines one more behind the word."""
         return 4 + self.paired
 
     @property
