@@ -109,7 +109,7 @@ def test_the_whole_memory(n_pes, lanes):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("stalls", [0.0, 0.5])
+@pytest.mark.parametrize("stalls", [0.0, 0.2, 0.7])
 @of_all_shapes
 def test_back_to_back_scans_under_backpressure(n_pes, lanes, stalls, channels):
     config = shaped(n_pes, lanes, channels=channels)

@@ -314,7 +314,7 @@ def test_tokens_wait_for_the_fence(fence, serial):
     assert run.tokens[0] == run.starts[0] + config.drain_wait + fence + 1
 
 
-@pytest.mark.parametrize("n_pes", [1, 9])
+@pytest.mark.parametrize("n_pes", [1, 4, 9])
 def test_tokens_stop_while_results_wait(n_pes):
     """The queue never overflows, which is an assertion of the block; all arrives in the end."""
     config = CONFIG.with_(n_pes=n_pes, act_depth=1024, state_depth=4096)
@@ -331,7 +331,7 @@ def test_tokens_stop_while_results_wait(n_pes):
     check(run, tasks, model(tasks, config))
 
 
-@pytest.mark.parametrize(("channels", "serial"), [(1, False), (3, False), (1, True)])
+@pytest.mark.parametrize(("channels", "serial"), [(1, False), (2, False), (3, False), (1, True)])
 @pytest.mark.parametrize("cell", list(Cell), ids=lambda cell: cell.name)
 def test_cells_over_several_steps(cell, channels, serial):
     """Two layers with states of their own take turns; channels are idle now and then."""
@@ -339,7 +339,7 @@ def test_cells_over_several_steps(cell, channels, serial):
     gates = 3 if cell in (Cell.LSTM, Cell.GRU) else 0
     rng = np.random.default_rng(cell)
     tasks = []
-    for step in range(6):
+    for step in range(8):
         layer = step % 2
         peepholes = {"peephole": 1, "peep_shift": 2} if cell == Cell.LSTM and layer else {}
         tasks.append(Task(
