@@ -24,7 +24,7 @@ def _check(config: EngineConfig) -> None:
 class RecordReader(wiring.Component):
     """Bytes from the host to words and beats of activations for the engine.
 
-    Throughput: a word or beat of ``n`` bytes every ``n + 1`` cycles, ``n + 2`` for the first one
+    Throughput: a word or beat of ``n`` bytes every ``n + 2`` cycles, ``n + 3`` for the first one
     of a record.
 
     Parameters
@@ -61,16 +61,16 @@ class RecordReader(wiring.Component):
         left = Signal(range(MAX_RECORD))
         kind = Signal()
 
-        def begin(kind):
-            return missing.eq(Mux(kind, sizes[1], sizes[0]))
-
         with m.FSM():
             with m.State("HEAD"):
                 m.d.comb += self.i.ready.eq(1)
-                m.d.sync += [Cat(left, kind).eq(self.i.payload),
-                             begin((self.i.payload & ACTIVATIONS) != 0)]
+                m.d.sync += Cat(left, kind).eq(self.i.payload)
                 with m.If(self.i.valid):
-                    m.next = "BYTES"
+                    m.next = "BEGIN"
+            # A state of its own: bytes come late in a cycle, from block RAM that may be far.
+            with m.State("BEGIN"):
+                m.d.sync += missing.eq(Mux(kind, sizes[1], sizes[0]))
+                m.next = "BYTES"
             with m.State("BYTES"):
                 m.d.comb += self.i.ready.eq(1)
                 with m.If(self.i.valid):
@@ -80,10 +80,9 @@ class RecordReader(wiring.Component):
                         m.next = "OFFER"
             with m.State("OFFER"):
                 m.d.comb += [self.o_act.valid.eq(kind), self.o_host.valid.eq(~kind)]
-                m.d.sync += begin(kind)
                 with m.If(Mux(kind, self.o_act.ready, self.o_host.ready)):
                     m.d.sync += left.eq(left - 1)
-                    m.next = "BYTES"
+                    m.next = "BEGIN"
                     with m.If(left == 0):
                         m.next = "HEAD"
         m.d.comb += self.o_host.payload.eq(gathered[-32:])

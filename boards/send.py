@@ -24,6 +24,8 @@ class SendBuffer(wiring.Component):
 
     Positions count the bytes of a session modulo 65536.
 
+    Throughput: a byte every 2 cycles.
+
     Parameters
     ----------
     identification : Identification
@@ -72,10 +74,11 @@ class SendBuffer(wiring.Component):
         full = Signal()
         m.d.comb += [
             full.eq((head[:bits] == oldest[:bits]) & (head[bits] != oldest[bits])),
-            self.i.ready.eq(~full),
             write_port.addr.eq(head[:bits]), write_port.data.eq(self.i.payload),
-            write_port.en.eq(self.i.valid & ~full),
+            write_port.en.eq(self.i.valid & self.i.ready),
         ]
+        # From a register, which does not know yet of a byte that comes now.
+        m.d.sync += self.i.ready.eq(~full & ~write_port.en)
         with m.If(write_port.en):
             m.d.sync += head.eq(head + 1)
 
