@@ -50,8 +50,8 @@ def allot(n_pes: int, block_rams: int, multipliers: int) -> list[Sites] | None:
 
     The PEs are dealt over the rows of block RAMs in order, as many to each, the last row taking
     what is left, and are spread evenly over their row. If few block RAMs are left for everything
-    else, that would scatter them over the device: then the outer rows take as many PEs as they can
-    and the inner ones leave their middle free. The multipliers of two rows that share a row of
+    else, that would scatter them over the device: then the outer rows take as many PEs as they can,
+    and what is left of every row is its middle. The multipliers of two rows that share a row of
     multipliers take turns.
 
     Parameters
@@ -105,7 +105,7 @@ def _spread(n_pes: int, block_rams: int) -> list[dict[int, int]]:
 
 
 def _together(n_pes: int, block_rams: int) -> list[dict[int, int]]:
-    """The same, with the sites that are left in the middle of the two inner rows.
+    """The same, with the sites that are left in the middle, most of them of the two inner rows.
 
     Every other row is walked backwards, so that neighbours stay together from row to row.
     """
@@ -115,12 +115,9 @@ def _together(n_pes: int, block_rams: int) -> list[dict[int, int]]:
     counts = (outer, first, n_pes - 2 * outer - first, outer)
     rows, pe = [], 0
     for row, count in enumerate(counts):
-        if row in (0, 3):
-            starts = [k * length // count for k in range(count)]
-        else:
-            left = -(-count // 2)
-            starts = [k * block_rams if k < left else length - (count - k) * block_rams
-                      for k in range(count)]
+        left = -(-count // 2)
+        starts = [k * block_rams if k < left else length - (count - k) * block_rams
+                  for k in range(count)]
         if row % 2:
             starts.reverse()
         rows.append(dict(zip(range(pe, pe + count), starts, strict=True)))

@@ -156,10 +156,9 @@ def test_few_sites_that_are_left_lie_together(n_pes, block_rams):
     taken = {site for pe in allotted for site in pe["DP16KD"]}
     rest = {y: [k for k, site in enumerate(row) if site not in taken]
             for y, row in BLOCK_RAMS.items()}
-    # The outer rows keep only what is less than a PE, spread over them; the inner ones, their
-    # middle.
+    # The outer rows keep only what is less than a PE. What any row keeps is its middle.
     assert all(len(rest[y]) < block_rams for y in (22, 82))
-    for y in (46, 70):
+    for y in rest:
         assert rest[y] == list(range(rest[y][0], rest[y][0] + len(rest[y]))) if rest[y] else True
         assert all(abs(k - 25.5) <= len(rest[y]) / 2 + block_rams for k in rest[y])
     # Neighbours are side by side, also from one row to the next.
@@ -176,7 +175,10 @@ def test_allotted_sites_of_64_pes():
     allotted = allot(64, 3, 1)
     assert allotted[0] == {"DP16KD": ("X4/Y22/EBR0", "X6/Y22/EBR1", "X8/Y22/EBR2"),
                            "MULT18X18D": ("X4/Y10/MULT18_0",)}
-    assert allotted[16]["DP16KD"] == ("X114/Y22/EBR0", "X116/Y22/EBR1", "X118/Y22/EBR2")
+    # The site that the outer rows keep is in their middle as well.
+    assert allotted[8]["DP16KD"] == ("X58/Y22/EBR0", "X60/Y22/EBR1", "X62/Y22/EBR2")
+    assert allotted[9]["DP16KD"] == ("X69/Y22/EBR0", "X71/Y22/EBR1", "X73/Y22/EBR2")
+    assert allotted[16]["DP16KD"] == ("X116/Y22/EBR1", "X118/Y22/EBR2", "X120/Y22/EBR3")
     assert allotted[17]["DP16KD"] == ("X116/Y46/EBR1", "X118/Y46/EBR2", "X120/Y46/EBR3")
     assert allotted[63]["DP16KD"] == ("X4/Y82/EBR0", "X6/Y82/EBR1", "X8/Y82/EBR2")
 
