@@ -3,7 +3,7 @@
 """Cells: runs a recurrent layer's accumulators through the element-wise unit (ESE, ElementWise)."""
 
 from amaranth import *
-from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from openese.model.config import GATE_LANES, EngineConfig
@@ -19,9 +19,9 @@ from .layouts import (
     input_signature,
     instruction_layout,
     scan_layout,
-    values_layout,
 )
 from .pre_activations import PreActivations
+from .result_queue import ResultQueue, result_layout
 from .skid import Skid
 from .units import Units
 
@@ -54,7 +54,7 @@ class Cells(wiring.Component):
     Members
     -------
     start : ``In(1)``, command : ``In(instruction_layout(config))``
-        Begin with this instruction; only while `idle`.
+        Begin with this instruction; only while `idle`. The CELL message went out a cycle before.
     active : ``In(channels)``
         Channels that have a step.
     idle : ``Out(1)``
@@ -103,16 +103,16 @@ class Cells(wiring.Component):
         config = self._config
         m.submodules.units = units = Units(config)
         m.submodules.elementwise = elementwise = self.elementwise
-        # With several channels the queue is block RAM, whose word goes nowhere but to a register;
-        # so whether a result is zero is found out in front of it. One channel's fits LUT RAM.
-        layout = data.StructLayout({"values": values_layout(config), "nonzero": 1})
-        queue_type = fifo.SyncFIFOBuffered if config.results_in_block_ram else fifo.SyncFIFO
-        m.submodules.queue = queue = queue_type(
-            width=Shape.cast(layout).width, depth=config.results_depth)
-        m.submodules.head = head = Skid(layout)
+        m.submodules.queue = queue = ResultQueue(config)
+        # A word of block RAM goes nowhere but to a register.
+        m.submodules.head = head = Skid(result_layout(config))
+        wiring.connect(m, queue.o, head.i)
         results = head.o
         m.submodules.skid = skid = Skid(act_out_layout(config))
         wiring.connect(m, skid.o, wiring.flipped(self.o_act))
+        # Whether the sequencer takes a column it knows late.
+        m.submodules.feed = feed = Skid(self.o_feed.payload.shape())
+        wiring.connect(m, feed.o, wiring.flipped(self.o_feed))
         m.submodules.pre_activations = pre_activations = self.pre_activations
 
         command = Signal.like(self.command, reset_less=True)
@@ -133,15 +133,12 @@ class Cells(wiring.Component):
             m.d.comb += [taken.eq(sums), port.eq(gate)]
         self._load(m, elementwise)
         arriving = self._feed_units(m, command, units, elementwise)
-        taken, finished, dumped = self._give_results(m, command, results, skid)
+        taken, finished, dumped = self._give_results(m, command, results, feed.i, skid)
         m.d.comb += [
-            queue.w_en.eq(elementwise.o_valid),
-            queue.w_data.eq(Cat(elementwise.o_values.as_value(),
-                                elementwise.o_values.as_value().any())),
-            head.i.valid.eq(queue.r_rdy), head.i.payload.as_value().eq(queue.r_data),
-            queue.r_en.eq(head.i.ready),
+            queue.i.valid.eq(elementwise.o_valid),
+            queue.i.payload.values.eq(elementwise.o_values),
+            queue.i.payload.nonzero.eq(elementwise.o_values.as_value().any()),
         ]
-        m.d.sync += Assert(~queue.w_en | queue.w_rdy, "a result had no room")
 
         # Tokens while there is room for a result of every PE.
         wait = Signal(range(max(config.drain_wait, config.token_period, 8) + 1))
@@ -162,7 +159,7 @@ class Cells(wiring.Component):
                 m.d.comb += self.idle.eq(1)
                 m.d.sync += [
                     command.eq(self.command), active.eq(self.active), reserved.eq(0),
-                    groups.eq(self.command.rows), wait.eq(config.drain_wait - 1),
+                    groups.eq(self.command.rows), wait.eq(config.drain_wait - 2),
                 ]
                 with m.If(self.start):
                     m.next = "FENCE"
@@ -181,7 +178,7 @@ class Cells(wiring.Component):
 
             # The last beat enters the tree to the activation memories, and PEs that have no unit in
             # the last row give theirs; nobody else may use the output stream before it is empty.
-            with m.State("SETTLE"), m.If(~arriving & ~skid.o.valid):
+            with m.State("SETTLE"), m.If(~arriving & ~skid.o.valid & ~feed.o.valid):
                 m.next = "IDLE"
 
             with m.State("READ"):
@@ -234,7 +231,7 @@ class Cells(wiring.Component):
                          state.eq(self.command.state), peep.eq(self.command.peep)]
         return left != 0
 
-    def _give_results(self, m: Module, command, results, skid: Skid):
+    def _give_results(self, m: Module, command, results, feed, skid: Skid):
         """Results to their destinations; returns when one is taken, and whether all are."""
         config = self._config
         values = results.payload.values
@@ -246,7 +243,6 @@ class Cells(wiring.Component):
 
         out_ready = ~command.to_out | skid.i.ready
         taken = Signal()
-        feed = self.o_feed
         m.d.comb += [
             results.ready.eq(taken),
             feed.valid.eq(results.valid & command.to_feed & out_ready),

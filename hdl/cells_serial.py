@@ -123,13 +123,13 @@ class SerialCells(wiring.Component):
                 m.d.sync += [pe.eq(0), command.rows.eq(command.rows - 1),
                              command.act.eq(command.act + 1)]
 
-        wait = Signal(range(config.drain_wait))
+        wait = Signal(range(config.drain_wait - 1))
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.idle.eq(1)
                 m.d.sync += [
                     command.eq(self.command), is_state.eq(self.command.op == Op.STATE), pe.eq(0),
-                    wait.eq(config.drain_wait - 1),
+                    wait.eq(config.drain_wait - 2),
                 ]
                 with m.If(self.start):
                     m.next = "FENCE"

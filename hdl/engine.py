@@ -170,15 +170,21 @@ class Engine(wiring.Component):
             wiring.connect(m, sequencer.o_act, wiring.flipped(self.o_act))
             m.d.comb += [host.saturations.eq(status.o.saturations), sequencer.cells_idle.eq(1)]
             beats = None
-        loaded = load.o.valid
+        # A load is one register longer on its way than a beat, unless there is none for scans.
+        loaded, later = load.o.valid, Signal()
+        m.d.sync += later.eq(loaded)
         if config.central_acts:
-            m.d.comb += [acts.i.valid.eq(broadcast.i.valid),
-                         acts.i.payload.eq(broadcast.i.payload)]
-            self._join_inputs(m, acts.i_input, input_buffer, beats, loaded)
+            scans = wiring.flipped(broadcast.i)
+            # An instruction comes from block RAM, late in a cycle. Small devices have other limits.
+            if not config.serial_cells:
+                relay = place("scans", Relay(broadcast_signature(config)))
+                m.d.comb += [relay.i.valid.eq(broadcast.i.valid),
+                             relay.i.payload.eq(broadcast.i.payload)]
+                scans = relay.o
+            m.d.comb += [acts.i.valid.eq(scans.valid), acts.i.payload.eq(scans.payload)]
+            hold = loaded if config.serial_cells else later
+            self._join_inputs(m, acts.i_input, input_buffer, beats, hold)
         else:
-            # A load is one register longer on its way than a beat.
-            later = Signal()
-            m.d.sync += later.eq(loaded)
             self._join_inputs(m, spread.i, input_buffer, beats, sequencer.writing | later)
         return m
 

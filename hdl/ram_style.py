@@ -2,12 +2,14 @@
 
 from openese.model.config import LUT_RAM_WORDS
 
-__all__ = ["small_memory"]
+__all__ = ["lut_ram", "small_memory"]
+
+
+def lut_ram(platform: object = None) -> dict[str, str]:
+    """Attributes of a memory that shall be LUT RAM, on devices that have such."""
+    return {} if getattr(platform, "family", None) == "ice40" else {"ram_style": "distributed"}
 
 
 def small_memory(depth: int, platform: object = None) -> dict[str, str]:
-    """Attributes of a memory of `depth` words: LUT RAM up to ``LUT_RAM_WORDS``, on devices that
-    have such."""
-    if depth > LUT_RAM_WORDS or getattr(platform, "family", None) == "ice40":
-        return {}
-    return {"ram_style": "distributed"}
+    """Attributes of a memory of `depth` words: LUT RAM up to ``LUT_RAM_WORDS``."""
+    return lut_ram(platform) if depth <= LUT_RAM_WORDS else {}

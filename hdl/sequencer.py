@@ -76,6 +76,7 @@ class Sequencer(wiring.Component):
     busy, stall : ``In(1)``
         From the status tree.
     cells_start : ``Out(1)``, cells_command : ``Out(instruction_layout(config))``
+        A cycle after the CELL message, if there is one.
     cells_active : ``Out(channels)``
         Channels that have a step in this pass.
     cells_idle : ``In(1)``
@@ -136,6 +137,7 @@ class Sequencer(wiring.Component):
         was_last, was_input = Signal(), Signal()
         flows, fed = Signal(), Signal()
         stopping = Signal()  # be idle when the PEs are
+        start_cells = Signal()
         marker = Signal(marker_layout(config), reset_less=True)
         parts_left = Signal(range(config.marker_parts + 1))
         left = Signal(config.rows_bits)
@@ -303,10 +305,10 @@ class Sequencer(wiring.Component):
                             m.next = "OUTPUT"
                         if config.recurrent:
                             with m.Case(Op.CELL):
-                                m.d.comb += [self.o.valid.eq(1), self.cells_start.eq(1)]
+                                m.d.comb += [self.o.valid.eq(1), start_cells.eq(1)]
                                 go_on(instruction.last, fetch=True)
                             with m.Case(Op.STATE):
-                                m.d.comb += self.cells_start.eq(1)
+                                m.d.comb += start_cells.eq(1)
                                 go_on(instruction.last, fetch=True)
                         else:
                             with m.Default():
@@ -377,6 +379,9 @@ class Sequencer(wiring.Component):
                 ]
                 with m.If(all_done):
                     go_on(was_last, fetch=False)
+
+        # The memory shows the instruction for a cycle more, while the next one is fetched.
+        m.d.sync += self.cells_start.eq(start_cells)
 
         # The write ports are busy from the WRITE message until the PEs are idle again. Input of the
         # cycle of the message itself is still there first: results take longer.

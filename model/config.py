@@ -331,7 +331,7 @@ class EngineConfig:
         """From the sequencer's decision to scan to the first item: from the central memory, or at
         the root of the LNZD tree."""
         if self.central_acts:
-            return ACT_READ_LATENCY
+            return ACT_READ_LATENCY + (not self.serial_cells)
         return self.broadcast_latency + ACT_READ_LATENCY + self.lnzd_latency
 
     @property

@@ -141,10 +141,9 @@ def _elementwise_memories(config: EngineConfig) -> list[EngineMemory]:
     if config.peephole_depth:
         memories.append(EngineMemory("peepholes", 1, config.peephole_depth, 3 * bits))
     # Sigmoids of i, f and o, tanh of g and c; and the queue of results, each with whether it is
-    # zero, a power of 2 of which one stands in a register.
+    # zero.
     return [*memories, EngineMemory("sigmoid and tanh", 5 * channels, len(values), word),
-            EngineMemory("queue of results", 1,
-                         config.results_depth - config.results_in_block_ram, channels * bits + 1,
+            EngineMemory("queue of results", 1, config.results_depth, channels * bits + 1,
                          lookup=not config.results_in_block_ram)]
 
 

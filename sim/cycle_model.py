@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from openese.hdl.elementwise import ElementWise
 from openese.hdl.elementwise_serial import serial_cycles
+from openese.hdl.result_queue import ResultQueue
 from openese.model.compile import Image, LayerTable
 from openese.model.config import (
     ACC_LATENCY,
@@ -38,9 +39,8 @@ __all__ = ["CyclePrediction", "LayerCycles", "predict_cycles"]
 _ENTRY_TO_WRITTEN = DECODE_LATENCY + MULTIPLY_LATENCY + ACC_LATENCY - 1
 #: From a PE taking a fence from its queue to its signal falling.
 _FENCE = MULTIPLY_LATENCY + 2
-#: From the element-wise unit giving a result to the register behind the queue offering it, and what
-#: block RAM takes longer.
-_RESULT_QUEUE, _RESULT_BLOCK_RAM = 2, 1
+#: From the element-wise unit giving a result to the registers behind the queue offering it.
+_RESULT_QUEUE = ResultQueue.LATENCY + 1
 # What else than a column's entries is in a queue; a column without entries comes to PEs that look
 # nothing up.
 _FENCE_HERE, _NO_ENTRY, _PART, _MARK, _NOTHING = 0, -1, -2, -3, -4
@@ -427,6 +427,7 @@ class _Cells:
         self._room = config.results_depth - config.n_pes
         self._state = _CellsState.IDLE
         self._results: deque[int] = deque()  # cycles in which they come to the queue's end
+        self._columns = 0
         self._wait_until = self._tokens = self._reserved = 0
         self._arriving_until = self._sent_until = -1
         self._place = self._total = 0
@@ -439,29 +440,29 @@ class _Cells:
         return self._state is _CellsState.IDLE
 
     def offers(self, cycle: int) -> bool:
-        """Whether a result waits."""
-        return bool(self._results) and self._results[0] <= cycle
+        """Whether a column waits for an SPMV."""
+        return self._columns > 0
 
     def beats(self, cycle: int) -> bool:
         """Whether a beat goes to the activation memories, and no input does."""
         return self._beat
 
-    @property
-    def feeds(self) -> bool:
-        """Whether results wait for an SPMV to take them."""
-        return bool(self._cell["to_feed"])
-
     def start(self, cycle: int, cell: dict[str, int]) -> None:
         """Begin a CELL in this cycle, at the end of it."""
         self._cell = cell
         self._state = _CellsState.FENCE
-        self._wait_until = cycle + self._config.drain_wait
+        self._wait_until = cycle + self._config.drain_wait - 1
         self._tokens, self._reserved, self._place = cell["rows"], 0, 0
         self._total = (cell["rows"] - 1) * self._config.n_pes + cell["rem"]
 
-    def advance(self, cycle: int, taken: bool) -> int | None:
-        """One more cycle, in which a result is taken or not; when it comes out if it does."""
+    def advance(self, cycle: int, fed: bool) -> int | None:
+        """One more cycle, in which an SPMV takes a column or not; when a result comes out."""
         self._beat = False
+        settled = not self._columns
+        # There is a Skid between the results and the SPMV.
+        taken = (bool(self._results) and self._results[0] <= cycle
+                 and (not self._cell["to_feed"] or self._columns < 2))
+        self._columns += (taken and bool(self._cell["to_feed"])) - fed
         if taken:
             self._results.popleft()
             self._beat = self._fills_beat()
@@ -478,7 +479,7 @@ class _Cells:
             self._reserved -= taken
             if taken and self._place == self._total:
                 self._state = _CellsState.SETTLE
-        elif self._state is _CellsState.SETTLE and cycle > max(
+        elif self._state is _CellsState.SETTLE and settled and cycle > max(
                 self._arriving_until, self._sent_until):
             self._state = _CellsState.IDLE
         return cycle + 1 if taken and self._cell["to_out"] else None
@@ -497,8 +498,7 @@ class _Cells:
         self._tokens -= 1
         # A register in each of the PEs on the way, the gather tree, and one that holds the unit.
         unit = cycle + WRITE_BACK_LATENCY + gates + self._config.fan_levels
-        result = (unit + ElementWise.LATENCY + _RESULT_QUEUE
-                  + _RESULT_BLOCK_RAM * self._config.results_in_block_ram)
+        result = unit + ElementWise.LATENCY + _RESULT_QUEUE
         exist = n if self._tokens else self._cell["rem"]
         self._results.extend(range(result, result + exist))
         self._arriving_until = unit + n - 1
@@ -524,12 +524,15 @@ class _SerialCells(_Cells):
         self._sent = 0
 
     def offers(self, cycle: int) -> bool:
-        return self._result is not None and self._result <= cycle
+        return (bool(self._cell.get("to_feed")) and self._result is not None
+                and self._result <= cycle)
 
     def beats(self, cycle: int) -> bool:
         return self._result == cycle and self._fills_beat()
 
-    def advance(self, cycle: int, taken: bool) -> int | None:
+    def advance(self, cycle: int, fed: bool) -> int | None:
+        taken = fed or (not self._cell["to_feed"] and self._result is not None
+                        and self._result <= cycle)
         out = cycle if self._result == cycle and self._cell["to_out"] else None
         if self._state is _CellsState.FENCE:
             fenced = self._pes.fenced(cycle - self._config.fan_levels)
@@ -599,21 +602,21 @@ class _Engine:
     def run(self) -> CyclePrediction:
         """All passes."""
         wanted, cycle = self._n * self._out_features, 0
+        starts: dict[str, int] | None = None  # a CELL, a cycle after its message
         while len(self._outputs) < wanted or cycle <= self._outputs[-1]:
             self._pes.advance(cycle)
             beat, idle = self._cells.beats(cycle), self._cells.idle
             if not idle and not self._seen(self._pes.working, cycle):
                 self._exposed.append(cycle)
             self._release = False
-            taken = not idle and not self._cells.feeds and self._cells.offers(cycle)
             writing = self._writing
             fed, cell = self._advance(cycle)
-            taken |= fed
-            out = None if idle else self._cells.advance(cycle, taken)
+            out = None if idle else self._cells.advance(cycle, fed)
             if out is not None:
                 self._outputs.append(out)
-            if cell is not None:
-                self._cells.start(cycle, cell)
+            if starts is not None:
+                self._cells.start(cycle, starts)
+            starts = cell
             hold = writing and not self._config.central_acts
             self._inputs.advance(hold or beat, self._release)
             cycle += 1

@@ -95,7 +95,7 @@ def test_scan_gives_one_activation_per_cycle_in_order(n_pes, lanes):
         expected += [(first + k, item) for k, item in enumerate(found)]
         script += [scan(config, act=act, rows=rows, rem=rem) | TAKE, *[TAKE] * (len(found) + 8)]
     assert transfers(play(ActStore(config), script, WATCH), "o") == expected
-    assert ActStore.LATENCY == ACT_READ_LATENCY == config.scan_latency
+    assert ActStore.LATENCY == ACT_READ_LATENCY == config.scan_latency - 1
 
 
 @of_all_shapes

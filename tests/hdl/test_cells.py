@@ -18,6 +18,7 @@ from openese.hdl.elementwise import ElementWise
 from openese.hdl.elementwise_serial import serial_cycles, token_latency
 from openese.hdl.gather import GatherTree
 from openese.hdl.layouts import Kind
+from openese.hdl.result_queue import ResultQueue
 from openese.model import elementwise
 from openese.model.config import DRAIN_LATENCY, WRITE_BACK_LATENCY
 from openese.model.program import Cell, Op, decode, encode
@@ -157,7 +158,7 @@ class Run:
                 while not ctx.get(cells.idle):
                     await tick()
                 self.task, counts[:] = task, [0] * config.n_pes
-                fence = cycle + config.drain_wait + task.fence
+                fence = cycle + config.drain_wait - 1 + task.fence
                 self.starts.append(cycle)
                 await tick(task)
                 while not ctx.get(cells.idle):
@@ -273,12 +274,12 @@ def test_one_unit_per_cycle(n_pes, channels, gates):
     rows = 3
     run = Run(config, [Task(config, rows=rows, rem=n_pes, gates=gates, to_feed=1)])
     start, period = run.starts[0], config.token_period
-    assert run.tokens == [start + config.drain_wait + 1 + period * k for k in range(rows)]
-    # From token to result: rounding, gather tree, collector, the unit's own latency, the queue,
-    # which is slower in block RAM, and the register behind it.
+    assert run.tokens == [start + config.drain_wait + period * k for k in range(rows)]
+    # From token to column: rounding, gather tree, collector, the unit's own latency, the queue,
+    # and the two registers behind it.
     first = run.feed[0][0]
     assert first == (run.tokens[0] + WRITE_BACK_LATENCY + gates + config.fan_levels + 1
-                     + ElementWise.LATENCY + 1 + config.results_in_block_ram + 1)
+                     + ElementWise.LATENCY + ResultQueue.LATENCY + 2)
     assert [cycle for cycle, _ in run.feed] == [
         first + period * row + pe for row in range(rows) for pe in range(n_pes)]
 
@@ -295,7 +296,7 @@ def test_serial_units_one_after_the_other(n_pes, cell):
     start, length = run.starts[0], serial_cycles(config, cell, cell_shift=shift)
     until_token = serial_cycles(config, cell, cell_shift=shift, until_token=True)
     # Steps begin two cycles after the last gate, or the cycle after the result before is taken.
-    token, begin, tokens, results = start + config.drain_wait + 1, 0, [], []
+    token, begin, tokens, results = start + config.drain_wait, 0, [], []
     for _ in range(3 * n_pes):
         tokens.append(token)
         begin = max(token - 1 + token_latency(config) + gates + 2,
@@ -311,7 +312,7 @@ def test_serial_units_one_after_the_other(n_pes, cell):
 def test_tokens_wait_for_the_fence(fence, serial):
     config = CONFIG.with_(n_pes=9, serial_cells=serial)
     run = Run(config, [Task(config, rows=2, rem=3, to_out=1, fence=fence)])
-    assert run.tokens[0] == run.starts[0] + config.drain_wait + fence + 1
+    assert run.tokens[0] == run.starts[0] + config.drain_wait + fence
 
 
 @pytest.mark.parametrize("n_pes", [1, 4, 9])
@@ -324,8 +325,9 @@ def test_tokens_stop_while_results_wait(n_pes):
     run = Run(config, tasks, fed=lambda cycle: cycle >= release)
     check(run, tasks, model(tasks, config))
     before = [cycle for cycle in run.tokens if cycle < release]
-    assert len(before) * n_pes <= config.results_depth
-    assert (len(before) + 1) * n_pes > config.results_depth - n_pes
+    # Two wait in front of the sequencer.
+    assert len(before) * n_pes - 2 <= config.results_depth
+    assert (len(before) + 1) * n_pes - 2 > config.results_depth - n_pes
     # And slow destinations, with the queue full most of the time.
     run = Run(config, tasks, feed_stalls=0.6, out_stalls=0.6)
     check(run, tasks, model(tasks, config))

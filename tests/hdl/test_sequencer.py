@@ -31,7 +31,7 @@ class Cells:
     Attributes
     ----------
     starts
-        (cycle, command, active) of every instruction.
+        (cycle, command, active) of every instruction; it was executed a cycle before it comes.
     given
         (lane, values, nonzero, last) of all results.
     """
@@ -44,8 +44,8 @@ class Cells:
 
     def start(self, cycle: int, command: dict, active: int) -> None:
         assert self.idle(cycle), "started while at work"
-        self.starts.append((cycle, command, active))
-        self._begin = self._until = cycle + 1 + self._work
+        self.starts.append((cycle - 1, command, active))
+        self._begin = self._until = cycle + self._work
         if command["op"] == Op.CELL and command["to_feed"]:
             config = self._config
             for row in range(command["rows"]):

@@ -416,6 +416,8 @@ class Random:
                 if op == Op.CELL:
                     assert kind == Kind.CELL, field
                     assert (found["acc"], found["gates"]) == (acc, field["gates"])
+                    if at == len(steps) and cycle not in starts:
+                        return passes  # the machine was stopped before the cells began
                     command, active = starts[cycle]
                     assert {name: command[name] for name in (
                         "rows", "rem", "act", "base", "shift")} == {

@@ -163,7 +163,8 @@ def test_activations_are_central_where_all_are_broadcast_and_none_written_by_pes
     config = EngineConfig(n_pes=64, state_depth=9, pointers=False)
     assert config.central_acts
     # Neither a tree to the PEs nor one back from them.
-    assert config.scan_latency == config.with_(n_pes=1).scan_latency == 3
+    assert config.scan_latency == config.with_(n_pes=1).scan_latency == 4
+    assert config.with_(serial_cells=True).scan_latency == 3
     assert config.paired
     # A queue of one slot has no room for a pair.
     assert not config.with_(queue_depth=1).paired
