@@ -11,11 +11,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n auto -m "not slow" --durations=10
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --durations=10
 
 test-all: $(READY)
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

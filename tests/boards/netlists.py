@@ -29,8 +29,9 @@ def simulator(board: str, directory) -> Simulate:
         netlist = synthesise(component, board, keep=keep)
         path = directory / "netlist.v"
         path.write_text(netlist.verilog)
+        # Compiling takes longer than running, so the compiler is not to optimise.
         return netlist, VerilogSimulation([path, *simulation_sources(board)], "top",
-                                          describe(component))
+                                          describe(component), optimise=0)
     return start
 
 
@@ -138,10 +139,11 @@ def check_multiplier(simulate: Simulate, a_bits: int, b_bits: int) -> Netlist:
     return netlist
 
 
-def check_engine(simulate: Simulate) -> Netlist:
-    """A network in the memories at power-up, then another one loaded over it."""
+def check_engine(simulate: Simulate, depth: int = 2048) -> Netlist:
+    """A network in the memories at power-up, then another one loaded over it; the matrix memories
+    have `depth` words."""
     networks = random_network(5, [24, 20, 6], 0.4), random_network(6, [17, 9], 0.5)
-    config = size_for(networks[0], 2, input_lanes=2, spmat_depth=2048, ptr_depth=2048,
+    config = size_for(networks[0], 2, input_lanes=2, spmat_depth=depth, ptr_depth=depth,
                       act_depth=256)
     runs = []
     for seed, network in enumerate(networks):

@@ -6,32 +6,46 @@ import re
 
 import numpy as np
 import pytest
-from amaranth.sim import Simulator
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
 
 from openese.hdl.activation import Activation
 from openese.model import elementwise
+from openese.sim import simulation
+from openese.sim.streams import pack
+
+
+class Streamed(wiring.Component):
+    """`Activation` with a valid bit that travels along."""
+
+    def __init__(self, act_bits: int):
+        self._activation = Activation(act_bits)
+        layout = data.StructLayout({"x": signed(act_bits), "mode": 1})
+        super().__init__({"i": In(stream.Signature(layout, always_ready=True)),
+                          "o": Out(stream.Signature(signed(act_bits), always_ready=True))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.activation = activation = self._activation
+        valid = Signal(activation.LATENCY)
+        m.d.sync += valid.eq(Cat(self.i.valid, valid))
+        m.d.comb += [
+            activation.x.eq(self.i.payload.x), activation.mode.eq(self.i.payload.mode),
+            self.o.payload.eq(activation.y), self.o.valid.eq(valid[-1]),
+        ]
+        return m
 
 
 def run(act_bits: int, x: np.ndarray, mode: np.ndarray) -> np.ndarray:
     """The results of `Activation`, one input per cycle, each ``LATENCY`` cycles after its input."""
-    dut = Activation(act_bits)
-    found = []
-    x, mode = x.tolist(), mode.tolist()
-
-    async def testbench(ctx):
-        for cycle in range(len(x) + dut.LATENCY):
-            if cycle < len(x):
-                ctx.set(dut.x, x[cycle])
-                ctx.set(dut.mode, mode[cycle])
-            if cycle >= dut.LATENCY:
-                found.append(ctx.get(dut.y))
-            await ctx.tick()
-
-    sim = Simulator(dut)
-    sim.add_clock(1e-8)
-    sim.add_testbench(testbench)
-    sim.run()
-    return np.array(found)
+    dut = Streamed(act_bits)
+    # Compiling pays for every input of 16 bits.
+    result = simulation.run(dut, {"i": pack(dut.i.payload.shape(), {"x": x, "mode": mode})},
+                            {"o": len(x)}, backend="cxxrtl" if len(x) > 20_000 else "amaranth")
+    assert (result.times["o"] - result.times["i"] == Activation.LATENCY).all()
+    assert (np.diff(result.times["i"]) == 1).all()
+    return result.values("o")
 
 
 def expected(act_bits: int, x: np.ndarray, mode: np.ndarray) -> np.ndarray:
