@@ -24,7 +24,7 @@ def _check(config: EngineConfig) -> None:
 class RecordReader(wiring.Component):
     """Bytes from the host to words and beats of activations for the engine.
 
-    Throughput: a word or beat of ``n`` bytes every ``n + 2`` cycles, ``n + 3`` for the first one
+    Throughput: a word or beat of ``n`` bytes every ``n + 1`` cycles, ``n + 3`` for the first one
     of a record.
 
     Parameters
@@ -61,28 +61,34 @@ class RecordReader(wiring.Component):
         left = Signal(range(MAX_RECORD))
         kind = Signal()
 
+        def begin(kind):
+            return missing.eq(Mux(kind, sizes[1], sizes[0]))
+
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += gathered.eq(Cat(gathered, self.i.payload)[8:])
         with m.FSM():
             with m.State("HEAD"):
                 m.d.comb += self.i.ready.eq(1)
-                m.d.sync += Cat(left, kind).eq(self.i.payload)
                 with m.If(self.i.valid):
-                    m.next = "BEGIN"
-            # A state of its own: bytes come late in a cycle, from block RAM that may be far.
-            with m.State("BEGIN"):
-                m.d.sync += missing.eq(Mux(kind, sizes[1], sizes[0]))
+                    m.next = "KIND"
+            # A byte comes late in a cycle, from block RAM that may be far: it goes nowhere but to
+            # `gathered`.
+            with m.State("KIND"):
+                m.d.sync += [Cat(left, kind).eq(gathered[-8:]),
+                             begin((gathered[-8:] & ACTIVATIONS) != 0)]
                 m.next = "BYTES"
             with m.State("BYTES"):
                 m.d.comb += self.i.ready.eq(1)
                 with m.If(self.i.valid):
-                    m.d.sync += [gathered.eq(Cat(gathered, self.i.payload)[8:]),
-                                 missing.eq(missing - 1)]
+                    m.d.sync += missing.eq(missing - 1)
                     with m.If(missing == 1):
                         m.next = "OFFER"
             with m.State("OFFER"):
                 m.d.comb += [self.o_act.valid.eq(kind), self.o_host.valid.eq(~kind)]
+                m.d.sync += begin(kind)
                 with m.If(Mux(kind, self.o_act.ready, self.o_host.ready)):
                     m.d.sync += left.eq(left - 1)
-                    m.next = "BEGIN"
+                    m.next = "BYTES"
                     with m.If(left == 0):
                         m.next = "HEAD"
         m.d.comb += self.o_host.payload.eq(gathered[-32:])
