@@ -11,6 +11,7 @@ from openese.model.program import Op
 
 from .checks import checked_config, checked_contents
 from .elementwise import ElementWise
+from .fan import Relay
 from .gather import sum_layout
 from .layouts import (
     Kind,
@@ -196,11 +197,14 @@ class Cells(wiring.Component):
         return m
 
     def _load(self, m: Module, elementwise: ElementWise) -> None:
-        kind, load = self.i_load.payload.kind, self.i_load.payload.args.load
+        # Memories are far apart, and what is for one of them is found out on the way.
+        m.submodules.load = relay = Relay(broadcast_signature(self._config))
+        wiring.connect(m, wiring.flipped(self.i_load), relay.i)
+        kind, load = relay.o.payload.kind, relay.o.payload.args.load
         biases = self.pre_activations.i_load
         m.d.comb += [
-            biases.valid.eq(self.i_load.valid), biases.payload.eq(self.i_load.payload),
-            elementwise.load_valid.eq(self.i_load.valid & (
+            biases.valid.eq(relay.o.valid), biases.payload.eq(relay.o.payload),
+            elementwise.load_valid.eq(relay.o.valid & (
                 (kind == Kind.LOAD_CELL) | (kind == Kind.LOAD_RESULT)
                 | (kind == Kind.LOAD_PEEPHOLE))),
             elementwise.load_target.eq(kind.as_value() - Kind.LOAD_CELL.value),
