@@ -139,11 +139,10 @@ def check_multiplier(simulate: Simulate, a_bits: int, b_bits: int) -> Netlist:
     return netlist
 
 
-def check_engine(simulate: Simulate, depth: int = 2048) -> Netlist:
-    """A network in the memories at power-up, then another one loaded over it; the matrix memories
-    have `depth` words."""
+def check_engine(simulate: Simulate) -> Netlist:
+    """A network in the memories at power-up, then another one loaded over it."""
     networks = random_network(5, [24, 20, 6], 0.4), random_network(6, [17, 9], 0.5)
-    config = size_for(networks[0], 2, input_lanes=2, spmat_depth=depth, ptr_depth=depth,
+    config = size_for(networks[0], 2, input_lanes=2, spmat_depth=2048, ptr_depth=2048,
                       act_depth=256)
     runs = []
     for seed, network in enumerate(networks):

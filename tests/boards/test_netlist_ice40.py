@@ -122,8 +122,7 @@ def test_spram(simulate, width, depth):
 
 
 def test_engine(simulate):
-    # A block RAM has a quarter of ECP5's bits, and Yosys takes a second for what each begins with.
-    cells = check_engine(simulate, 1024).cells
+    cells = check_engine(simulate).cells
     assert cells["SB_MAC16"] == 2
     assert cells["SB_RAM40_4K"] > 10
     assert "SB_SPRAM256KA" not in cells
