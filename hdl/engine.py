@@ -174,15 +174,14 @@ class Engine(wiring.Component):
         loaded, later = load.o.valid, Signal()
         m.d.sync += later.eq(loaded)
         if config.central_acts:
-            scans = wiring.flipped(broadcast.i)
+            scans, hold = wiring.flipped(broadcast.i), loaded
             # An instruction comes from block RAM, late in a cycle. Small devices have other limits.
             if not config.serial_cells:
                 relay = place("scans", Relay(broadcast_signature(config)))
                 m.d.comb += [relay.i.valid.eq(broadcast.i.valid),
                              relay.i.payload.eq(broadcast.i.payload)]
-                scans = relay.o
+                scans, hold = relay.o, later
             m.d.comb += [acts.i.valid.eq(scans.valid), acts.i.payload.eq(scans.payload)]
-            hold = loaded if config.serial_cells else later
             self._join_inputs(m, acts.i_input, input_buffer, beats, hold)
         else:
             self._join_inputs(m, spread.i, input_buffer, beats, sequencer.writing | later)
