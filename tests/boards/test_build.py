@@ -46,10 +46,10 @@ def test_build(tmp_path, monkeypatch, capsys):
     # Faster than the device: routed, reported, refused.
     first, second = image(1), image(2)
     with pytest.raises(TimingError) as refused:
-        build(first, "ulx3s-85f", out_dir=tmp_path, target_mhz=200, progress=True)
+        build(first, "ulx3s-25f", out_dir=tmp_path, target_mhz=200, progress=True)
     report = refused.value.report
     assert str(refused.value).startswith(
-        f"ulx3s-85f: the design runs at {report.fmax_mhz:.1f} MHz, the constraint is 200.0 MHz; "
+        f"ulx3s-25f: the design runs at {report.fmax_mhz:.1f} MHz, the constraint is 200.0 MHz; "
         "ask for a lower target, try another seed, or accept the miss. Slowest path: ")
     assert "ns logic" in report.critical_path
     assert not report.met
@@ -65,7 +65,7 @@ def test_build(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("AMARANTH_nextpnr_opts", "--seed 99")
     monkeypatch.setenv("AMARANTH_synth_opts", "-noabc9")
     monkeypatch.setenv("NEXTPNR_ECP5", "nextpnr-of-someone-else")
-    accepted = build(first, "ulx3s-85f", out_dir=tmp_path, target_mhz=200,
+    accepted = build(first, "ulx3s-25f", out_dir=tmp_path, target_mhz=200,
                      allow_timing_miss=True, progress=False)
     assert accepted.cached
     assert capsys.readouterr().err == ""
@@ -75,11 +75,11 @@ def test_build(tmp_path, monkeypatch, capsys):
     contents = bitstream.read_bytes()
     assert b"\xff\xff\xbd\xb3" in contents[:200]
     assert len(contents) > 10_000
-    assert ECP5.device_of(contents) == "LFE5U-85F"
+    assert ECP5.device_of(contents) == "LFE5U-25F"
     assert not list(tmp_path.rglob("*.part"))
 
     # Another model in the same engine only needs the packer; each bitstream holds its own.
-    other = build(second, "ulx3s-85f", out_dir=tmp_path, target_mhz=200, allow_timing_miss=True,
+    other = build(second, "ulx3s-25f", out_dir=tmp_path, target_mhz=200, allow_timing_miss=True,
                   progress=True)
     assert re.fullmatch(r"(\recppack: \d+ s\n?)+|ecppack: \d+ s\n", capsys.readouterr().err)
     assert other.cached
@@ -92,12 +92,12 @@ def test_build(tmp_path, monkeypatch, capsys):
         entries = engine["cluster_0.pe_0.spmat_read.words"]
         assert any(entries)
         assert entries + [0] * (2048 - len(entries)) in found
-    assert build(first, "ulx3s-85f", out_dir=tmp_path, target_mhz=200, allow_timing_miss=True,
+    assert build(first, "ulx3s-25f", out_dir=tmp_path, target_mhz=200, allow_timing_miss=True,
                  progress=True).bitstream == accepted.bitstream
     assert capsys.readouterr().err == ""
 
     figures = accepted.to_json()
-    assert json.loads(json.dumps(figures))["name"] == "ulx3s-85f"
+    assert json.loads(json.dumps(figures))["name"] == "ulx3s-25f"
     assert figures["fmax_mhz"] == report.fmax_mhz > 50
     assert figures["constraint_mhz"] == 200
     assert (figures["brams"], figures["multipliers"]) == (3, 1)
@@ -112,10 +112,10 @@ def test_build(tmp_path, monkeypatch, capsys):
 def test_arguments_are_checked(tmp_path):
     for arguments, message in (
         ({"board": "nexys"}, f"no board is called 'nexys'; there are: {', '.join(BOARDS)}"),
-        ({"board": "ulx3s-85f", "target_mhz": 900},
+        ({"board": "ulx3s-25f", "target_mhz": 900},
          "the PLL cannot make 900 MHz from 25 MHz within 2 %"),
-        ({"board": "ulx3s-85f", "target_mhz": 0}, "target_mhz must be positive, not 0"),
-        ({"board": "ulx3s-85f", "seed": -1}, "seed must be an integer of 0 or more, not -1"),
+        ({"board": "ulx3s-25f", "target_mhz": 0}, "target_mhz must be positive, not 0"),
+        ({"board": "ulx3s-25f", "seed": -1}, "seed must be an integer of 0 or more, not -1"),
         ({"board": "icebreaker"}, "a bitstream of icebreaker cannot hold a model, because its "
          "weights are in memory that is empty at power-up; build with --empty and load the model "
          "over the link"),
@@ -129,7 +129,7 @@ def test_missing_tool(tmp_path, monkeypatch):
     monkeypatch.setitem(ECP5.tools, "ecppack", Tool("no-such-package", "no_such_package", ""))
     message = "no-such-package is not installed: pip install no-such-package"
     with pytest.raises(BuildError, match=f"^{message}$"):
-        build(SMALL, "ulx3s-85f", out_dir=tmp_path)
+        build(SMALL, "ulx3s-25f", out_dir=tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -3,6 +3,7 @@ and no half-written file is left. A second reader, written from `docs/ese-format
 """
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -531,11 +532,16 @@ def test_an_unknown_kind_of_layer_is_named():
         from_bytes(reseal(bytes(data)), "n.ese")
 
 
+@functools.cache
+def file_of(make):
+    return to_bytes(make())
+
+
 @settings(deadline=None, max_examples=600)
 @given(st.data())
 def test_malformed_contents_with_a_right_checksum_are_refused_or_read(data):
     make = data.draw(st.sampled_from([example, model_example, recurrent_example]))
-    good = bytearray(to_bytes(make()))
+    good = bytearray(file_of(make))
     for _ in range(data.draw(st.integers(1, 4))):
         position = data.draw(st.integers(9, len(good) - 5))
         if data.draw(st.booleans()):
