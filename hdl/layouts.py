@@ -15,21 +15,24 @@ __all__ = [
 
 
 class Kind(enum.Enum, shape=4):
-    """What a broadcast message is."""
+    """What a broadcast message is.
+
+    What goes to the activation queues has zeros above its two lowest bits, which make the `Tag`.
+    """
 
     ACT = 0  #: a non-zero activation and the address of its column pointer
-    SCAN = 1  #: read a region of the activation memory out
-    WRITE = 2  #: clear an accumulator of every PE, after rounding and writing it back if need be
-    LOAD_SPMAT = 3
-    LOAD_PTR = 4
-    LOAD_BIAS = 5
-    LOAD_CODEBOOK = 6
-    LOAD_ACT = 7
-    MARK = 8  #: a part of what the columns that follow have in common, lowest first
-    CELL = 9  #: mark the end of what a cell depends on, and prepare its drain
-    LOAD_CELL = 10  #: of the element-wise unit, as the next two
-    LOAD_RESULT = 11
-    LOAD_PEEPHOLE = 12
+    MARK = 1  #: a part of what the columns that follow have in common, lowest first
+    CELL = 2  #: mark the end of what a cell depends on, and prepare its drain
+    SCAN = 4  #: read a region of the activation memory out
+    WRITE = 5  #: clear an accumulator of every PE, after rounding and writing it back if need be
+    LOAD_SPMAT = 8
+    LOAD_PTR = 9
+    LOAD_BIAS = 10
+    LOAD_CODEBOOK = 11
+    LOAD_CELL = 12  #: of the element-wise unit, as the next two
+    LOAD_RESULT = 13
+    LOAD_PEEPHOLE = 14
+    LOAD_ACT = 15
 
 
 class Tag(enum.Enum, shape=2):
@@ -37,8 +40,8 @@ class Tag(enum.Enum, shape=2):
 
     COLUMN = 0
     PART = 1  #: of a marker, not the last
-    MARK = 2  #: the last part of a marker
-    FENCE = 3  #: no more before it
+    FENCE = 2  #: no more before it
+    MARK = 3  #: the last part of a marker
 
 
 def values_layout(config: EngineConfig) -> data.ArrayLayout:

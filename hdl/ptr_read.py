@@ -71,21 +71,21 @@ class PtrRead(wiring.Component):
         m = Module()
         config = self._config
         message, args, out = self.i.payload, self.i.payload.args, self.o.payload
+        kind = message.kind.as_value()
         column = self.i.valid & (message.kind == Kind.ACT)
         tag, marks = Signal(Tag), Const(0)
+        to_queue = column
         if config.recurrent:
-            fence, mark = message.kind == Kind.CELL, message.kind == Kind.MARK
-            marks = self.i.valid & (fence | mark)
-            with m.If(fence):
-                m.d.comb += tag.eq(Tag.FENCE)
-            with m.Elif(mark):
-                m.d.comb += tag.eq(Mux(args.mark.last, Tag.MARK, Tag.PART))
+            # Of few bits, because from here on everything to the queue's level is in one cycle.
+            to_queue = self.i.valid & ~kind[2:].any()
+            marks = to_queue & kind[:2].any()
+            m.d.comb += tag.as_value().eq(Cat(kind[0], kind[1] | (kind[0] & args.mark.last)))
         if config.pointers:
             self._read(m, column, marks, tag)
             return m
 
         # There is nothing to look up. A part of a marker lies where activations do.
-        m.d.comb += [self.o.valid.eq(column | marks), out.values.eq(args.act.values)]
+        m.d.comb += [self.o.valid.eq(to_queue), out.values.eq(args.act.values)]
         if config.recurrent:
             m.d.comb += out.tag.eq(tag)
         return m
