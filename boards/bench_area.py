@@ -419,13 +419,16 @@ def _speeds(component: wiring.Component, device: Device, seeds: int, target_mhz:
     # nextpnr for Gowin wants buffers at the pins, which the design leaves to synthesis here.
     script = [command.replace(" -noiopads", "") for command in script]
     results, _ = run_yosys([*script, "write_json top.json"], files, ["top.json"])
+    netlist = results["top.json"]
+    if device.family.refine is not None:
+        netlist = device.family.refine(netlist)
     router = device.family.tools[device.family.router]
     if importlib.util.find_spec(router.module) is None:
         raise BuildError(f"{router.package} is not installed: pip install {router.package}")
     speeds = []
     for seed in range(1, seeds + 1):
         with tempfile.TemporaryDirectory(prefix="openese-area-") as directory:
-            Path(directory, "top.json").write_text(results["top.json"])
+            Path(directory, "top.json").write_text(netlist)
             Path(directory, "top.cst").write_text(device.pins)
             arguments = [*device.route, "--json", "top.json", "--report", "report.json",
                          "--freq", f"{target_mhz:g}", "--seed", str(seed),

@@ -172,10 +172,13 @@ def synthesise(component: wiring.Component, board: str = "ulx3s-85f", *,
     target = find_board(board)
     family, platform = target.family, target.platform()
     script = ["read_rtlil top.il", *family.prepare,
-              f"{family.synthesis} -top top {family.synthesis_options}",
-              "tee -q -o stat.json stat -json", "write_verilog -noattr top.v"]
-    results, _ = run_yosys(script, {"top.il": dedupe(to_rtlil(component, "top", platform),
-                                                     keep=keep)}, ["stat.json", "top.v"])
+              f"{family.synthesis} -top top {family.synthesis_options}"]
+    files = {"top.il": dedupe(to_rtlil(component, "top", platform), keep=keep)}
+    if family.refine is not None:
+        netlist, _ = run_yosys([*script, "write_json top.json"], files, ["top.json"])
+        script, files = ["read_json top.json"], {"top.json": family.refine(netlist["top.json"])}
+    results, _ = run_yosys([*script, "tee -q -o stat.json stat -json",
+                            "write_verilog -noattr top.v"], files, ["stat.json", "top.v"])
     counted = json.loads(results["stat.json"])
     modules = {name.lstrip("\\") for name in counted["modules"]}
     cells = {kind: count for kind, count in counted["design"]["num_cells_by_type"].items()
@@ -380,6 +383,8 @@ def _route(design: _Design, family: Family, versions: Mapping[str, str], progres
         shutil.rmtree(work)
         raise _UnplacedError
     netlist = results[plan.netlist]
+    if family.refine is not None:
+        netlist = family.refine(netlist)
     (work / plan.netlist).write_text(place(netlist, plan.sites) if plan.sites else netlist)
     _run_tool(family, family.router, plan.route, work, progress)
     if replacement is not None:

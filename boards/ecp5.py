@@ -11,6 +11,7 @@ from amaranth.lib import io, wiring
 from amaranth.lib.wiring import Out
 
 from .ecp5_contents import insert, locate, take_contents, unplaced
+from .ecp5_registers import merge_output_registers
 from .family import (
     BuildError,
     Design,
@@ -228,4 +229,5 @@ ECP5 = Family(
     sources=_sources,
     device_of=_device_of,
     replacement=Replacement("top.config", ROUTED, take_contents, unplaced, locate, insert),
+    refine=merge_output_registers,
 )

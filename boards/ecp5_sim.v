@@ -145,7 +145,7 @@ module DP16KD (
         if (DATA_WIDTH_A != 1 && DATA_WIDTH_A != 2 && DATA_WIDTH_A != 4 && DATA_WIDTH_A != 9 &&
             DATA_WIDTH_A != 18 && DATA_WIDTH_A != 36)
             ERROR_DP16KD_DATA_WIDTH_A_IS_NOT_MODELLED error();
-        if (REGMODE_A != "NOREG")
+        if (REGMODE_A != "NOREG" && REGMODE_A != "OUTREG")
             ERROR_DP16KD_REGMODE_A_IS_NOT_MODELLED error();
         if (CSDECODE_A != "0b000")
             ERROR_DP16KD_CSDECODE_A_IS_NOT_MODELLED error();
@@ -157,8 +157,10 @@ module DP16KD (
         if (DATA_WIDTH_B != 1 && DATA_WIDTH_B != 2 && DATA_WIDTH_B != 4 && DATA_WIDTH_B != 9 &&
             DATA_WIDTH_B != 18 && DATA_WIDTH_B != 36)
             ERROR_DP16KD_DATA_WIDTH_B_IS_NOT_MODELLED error();
-        if (REGMODE_B != "NOREG")
+        if (REGMODE_B != "NOREG" && REGMODE_B != "OUTREG")
             ERROR_DP16KD_REGMODE_B_IS_NOT_MODELLED error();
+        if (DATA_WIDTH_B == 36 && REGMODE_A != REGMODE_B)
+            ERROR_DP16KD_REGMODE_A_OTHER_THAN_REGMODE_B_IS_NOT_MODELLED error();
         if (CSDECODE_B != "0b000")
             ERROR_DP16KD_CSDECODE_B_IS_NOT_MODELLED error();
         if (CLKBMUX != "CLKB")
@@ -262,11 +264,29 @@ module DP16KD (
             $fatal(1, "DP16KD: two writes to one row");
     end
 
+    // Registers at the outputs have an enable of their own. A word of 36 bits has those of both
+    // ports, on the clock and the enable of B.
+    reg [35:0] reg_a;
+    initial reg_a = 36'd0;
+    reg [35:0] reg_b;
+    initial reg_b = 36'd0;
+
+    always @(posedge CLKA)
+        if (OCEA)
+            reg_a <= out_a;
+
+    always @(posedge CLKB)
+        if (OCEB)
+            reg_b <= out_b;
+
+    wire [35:0] do_a = REGMODE_A == "OUTREG" ? reg_a : out_a;
+    wire [35:0] do_b = REGMODE_B == "OUTREG" ? reg_b : out_b;
+
     assign {
         DOB17, DOB16, DOB15, DOB14, DOB13, DOB12, DOB11, DOB10, DOB9, DOB8, DOB7, DOB6, DOB5,
         DOB4, DOB3, DOB2, DOB1, DOB0, DOA17, DOA16, DOA15, DOA14, DOA13, DOA12, DOA11, DOA10,
         DOA9, DOA8, DOA7, DOA6, DOA5, DOA4, DOA3, DOA2, DOA1, DOA0
-    } = DATA_WIDTH_B == 36 ? out_b : {out_b[17:0], out_a[17:0]};
+    } = DATA_WIDTH_B == 36 ? do_b : {do_b[17:0], do_a[17:0]};
 endmodule
 
 

@@ -177,6 +177,8 @@ class Family:
         writes it, or ``None``.
     replacement
         How contents get into a routed design, or ``None`` where they need place and route.
+    refine
+        ``refine(netlist)`` improves the netlist that Yosys writes as JSON, or ``None``.
     """
 
     name: str
@@ -193,6 +195,7 @@ class Family:
     sources: Callable[[], list[Path]] = field(repr=False)
     device_of: Callable[[bytes], str | None] = field(default=lambda bitstream: None, repr=False)
     replacement: Replacement | None = field(default=None, repr=False)
+    refine: Callable[[str], str] | None = field(default=None, repr=False)
 
     @property
     def packages(self) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ class RecordReader(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         sizes = {0: _WORD_BYTES, 1: beat_bytes(self._config)}
-        gathered = Signal(8 * max(sizes.values()))
+        gathered = Signal(8 * max(sizes.values()), reset_less=True)
         missing = Signal(range(max(sizes.values()) + 1))
         left = Signal(range(MAX_RECORD))
         kind = Signal()

@@ -90,7 +90,9 @@ class SendBuffer(wiring.Component):
             read_port.addr.eq(Cat(self.sent[:bits], first)),
         ]
         # Block RAM answers late in a cycle, and there are at least eight for a byte.
-        m.d.sync += self.data.eq(read_port.data)
+        data = Signal.like(self.data, reset_less=True)
+        m.d.sync += data.eq(read_port.data)
+        m.d.comb += self.data.eq(data)
         with m.If(oldest >= IDENTIFICATION_BYTES):
             m.d.sync += identifying.eq(0)
 

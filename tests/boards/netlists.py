@@ -36,11 +36,12 @@ def simulator(board: str, directory) -> Simulate:
 
 
 class Ram(wiring.Component):
-    """A memory that writes and reads one word per transfer of `i`."""
+    """A memory that writes and reads one word per transfer of `i`, or one with a register behind
+    it."""
 
-    def __init__(self, width, depth, init, granularity):
+    def __init__(self, width, depth, init, granularity, registered=False):
         self.words = memory.MemoryData(shape=unsigned(width), depth=depth, init=init)
-        self._granularity = granularity
+        self._granularity, self._registered = granularity, registered
         address = range(depth)
         super().__init__({
             "i": In(stream.Signature(data.StructLayout({
@@ -58,18 +59,25 @@ class Ram(wiring.Component):
             self.i.ready.eq(~self.o.valid | self.o.ready),
             write.addr.eq(job.write_addr), write.data.eq(job.write_data),
             write.en.eq(Mux(go, job.write_en, 0)),
-            read.addr.eq(job.read_addr), read.en.eq(go), self.o.payload.eq(read.data),
+            read.addr.eq(job.read_addr), read.en.eq(go),
         ]
+        valid, word = self.i.valid, read.data
+        if self._registered:
+            valid, word = Signal(), Signal(len(read.data), reset_less=True)
+            with m.If(self.i.ready):
+                m.d.sync += [valid.eq(self.i.valid), word.eq(read.data)]
         with m.If(self.i.ready):
-            m.d.sync += self.o.valid.eq(self.i.valid)
+            m.d.sync += self.o.valid.eq(valid)
+        m.d.comb += self.o.payload.eq(word)
         return m
 
 
-def check_ram(simulate: Simulate, width: int, depth: int, granularity: int) -> Netlist:
+def check_ram(simulate: Simulate, width: int, depth: int, granularity: int, *,
+              registered: bool = False) -> Netlist:
     """Every word as it was at power-up, then random traffic, with undefined reads among it."""
     rng = np.random.default_rng(width)
     init = [int(word) for word in rng.integers(0, 1 << width, depth)]
-    dut = Ram(width, depth, init, granularity)
+    dut = Ram(width, depth, init, granularity, registered)
     netlist, simulation = simulate(dut)
 
     count, lanes = depth + 3000, width // granularity

@@ -28,6 +28,18 @@ def test_block_ram(simulate, width, depth, granularity, blocks):
     assert check_ram(simulate, width, depth, granularity).cells["DP16KD"] == blocks
 
 
+@pytest.mark.parametrize(("width", "depth", "granularity", "blocks"), [
+    (1, 16384, 1, 1), (18, 1024, 18, 1), (36, 512, 36, 1), (13, 2048, 13, 2),
+])
+def test_register_behind_block_ram_is_within_it(simulate, width, depth, granularity, blocks):
+    netlist = check_ram(simulate, width, depth, granularity, registered=True)
+    assert netlist.cells["DP16KD"] == blocks
+    # Two valid bits and nothing of the words.
+    assert netlist.cells["TRELLIS_FF"] == 2
+    assert netlist.verilog.count('REGMODE_B("OUTREG")') == blocks
+    assert netlist.verilog.count('REGMODE_A("OUTREG")') == blocks * (width == 36)
+
+
 @pytest.mark.parametrize(("a_bits", "b_bits"), [(18, 18), (5, 9)])
 def test_multiplier(simulate, a_bits, b_bits):
     netlist = check_multiplier(simulate, a_bits, b_bits)
@@ -41,7 +53,7 @@ def test_engine(simulate):
 
 
 @pytest.mark.parametrize(("kind", "parameter", "value"), [
-    ("DP16KD", "REGMODE_A", "OUTREG"), ("DP16KD", "REGMODE_B", "OUTREG"),
+    ("DP16KD", "REGMODE_A", "INREG"), ("DP16KD", "REGMODE_B", "INREG"),
     ("DP16KD", "CSDECODE_A", "0b001"), ("DP16KD", "CLKBMUX", "INV"),
     ("DP16KD", "WRITEMODE_A", "FAST"), ("DP16KD", "DATA_WIDTH_A", 32),
     ("MULT18X18D", "REG_INPUTA_CLK", "CLK1"), ("MULT18X18D", "REG_OUTPUT_CLK", "CLK3"),
