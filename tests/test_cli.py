@@ -103,7 +103,7 @@ def test_inspect_tells_what_fits(capsys, small):
 
 def test_inspect_a_network_no_engine_of_so_few_pes_holds(capsys, tmp_path):
     model = tmp_path / "big.ese"
-    save(model, random_network(1, [3000, 900], 0.4))
+    save(model, random_network(1, [3000, 900], 0.1))
     status, out, _ = run(capsys, "inspect", str(model), "--pes", "1", "--json")
     assert status == 0
     (engine,) = json.loads(out)["engines"]

@@ -69,7 +69,7 @@ def folder(tmp_path_factory):
     back = random_recurrent(3, 6, [RandomLayer(cell="gru", size=5)]).layers[0]
     save(folder / "both.ese", CompressedNetwork([CompressedBidirectional(gru, back)], in_frac=12))
     save(folder / "small.ese", SMALL)
-    save(folder / "large.ese", random_network(1, [3000, 900], 0.4))
+    save(folder / "large.ese", random_network(1, [3000, 900], 0.1))
     np.savez(folder / "steps.npz", x=rng.uniform(-1, 1, (7, 6)).astype(np.float32))
     np.savez(folder / "channel.npz", x=rng.uniform(-1, 1, (7, 1, 6)).astype(np.float32),
              y=np.zeros((7, 1), dtype=int))
@@ -209,7 +209,7 @@ def test_a_port_without_a_board(files, capsys):
                     "and that the bitstream is loaded")
 
 
-def test_another_bitstream(files, capsys, sized, ulx3s):
+def test_another_bitstream(files, capsys, sized):
     text = fails(capsys, "small.ese", "small.npz", "--port", sized.port, "--preset", "ulx3s-12f",
                  *TIMEOUT)
     assert text == (f"{sized.port}: the bitstream holds another engine: n_pes is 2, not 4, "
@@ -217,6 +217,9 @@ def test_another_bitstream(files, capsys, sized, ulx3s):
                     "on the board")
     text = fails(capsys, "lstm.ese", "steps.npz", "--port", sized.port, *TIMEOUT)
     assert text.startswith(f"{sized.port}: the bitstream holds another engine: its signature is ")
+
+
+def test_a_recurrent_model_on_a_board_without_an_element_wise_unit(files, capsys, ulx3s):
     text = fails(capsys, "lstm.ese", "steps.npz", "--port", ulx3s.port, *TIMEOUT)
     assert "recurrent" in text
 

@@ -1,5 +1,6 @@
 """What the netlist of every family must compute: block RAMs, the multiplier, a whole engine."""
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -8,7 +9,10 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from openese.boards.build import KEEP, Netlist, simulation_sources, synthesise
+from openese.boards.ecp5 import ECP5
+from openese.boards.platforms import BOARDS
 from openese.hdl.engine import Engine
+from openese.hdl.export import dedupe, run_yosys, to_rtlil
 from openese.hdl.multiply import Multiplier
 from openese.model import host
 from openese.model.compile import compile_network, size_for
@@ -33,6 +37,18 @@ def simulator(board: str, directory) -> Simulate:
         return netlist, VerilogSimulation([path, *simulation_sources(board)], "top",
                                           describe(component), optimise=0)
     return start
+
+
+def ecp5_memories(component: wiring.Component) -> dict[str, int]:
+    """Cells of a component once Yosys has mapped its memories for ECP5; the logic, which takes it
+    most of the time, is left as it is."""
+    text = dedupe(to_rtlil(component, "top", BOARDS["ulx3s-85f"].platform()),
+                  keep=KEEP if isinstance(component, Engine) else ())
+    script = ["read_rtlil top.il", *ECP5.prepare,
+              f"{ECP5.synthesis} -top top {ECP5.synthesis_options} -run begin:map_gates",
+              "tee -q -o stat.json stat -json"]
+    results, _ = run_yosys(script, {"top.il": text}, ["stat.json"])
+    return json.loads(results["stat.json"])["design"]["num_cells_by_type"]
 
 
 class Ram(wiring.Component):

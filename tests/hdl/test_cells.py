@@ -45,6 +45,19 @@ class Bench(wiring.Component):
         return m
 
 
+def gate_bits(port):
+    """What makes the bits of `port` from whether it is valid and its values."""
+    layout = port.shape()
+    valid, values = layout["valid"].offset, layout["values"]
+    width = values.shape.elem_shape.width
+
+    def bits(is_valid, numbers):
+        return int(is_valid) << valid | sum(
+            (number & (1 << width) - 1) << values.offset + k * width
+            for k, number in enumerate(numbers))
+    return bits
+
+
 class Task:
     """An instruction with what it works on: ``(units of all PEs, gates, channels)``
     pre-activations.
@@ -103,6 +116,11 @@ class Run:
                     values[at, pe] = (task.gates[unit, k] << point).tolist()
                 counts[pe] += 1
 
+        # What is set in every cycle, as numbers: layouts take most of the time otherwise.
+        idle = cells.command.shape().const(
+            {"op": Op.CELL, "rows": 5, "rem": 1, "gates": 0, "to_out": 1})
+        gates = [(port.as_value(), gate_bits(port)) for port in dut.gather.i]
+
         async def testbench(ctx):
             cycle, fence, offered = 0, 0, {}
 
@@ -110,14 +128,13 @@ class Run:
                 nonlocal cycle
                 ctx.set(cells.start, int(start is not None))
                 # The command is steady only while it is given.
-                ctx.set(cells.command, decode(config, start.word) if start else
-                        {"op": Op.CELL, "rows": 5, "rem": 1, "gates": 0, "to_out": 1})
+                ctx.set(cells.command, decode(config, start.word) if start else idle)
                 ctx.set(cells.active, start.active if start else int(rng.integers(2)))
                 ctx.set(cells.fence, int(cycle < fence))
-                for pe, port in enumerate(dut.gather.i):
+                for pe, (port, bits) in enumerate(gates):
                     known = values.pop((cycle, pe), None)
                     junk = rng.integers(-9, 9, config.channels).tolist()
-                    ctx.set(port, {"valid": int(known is not None), "values": known or junk})
+                    ctx.set(port, bits(known is not None, known or junk))
                 ready = {"o_feed": rng.random() >= feed_stalls and (fed is None or fed(cycle)),
                          "o_act": rng.random() >= out_stalls}
                 for name, into in (("o_feed", self.feed), ("o_act", self.out)):

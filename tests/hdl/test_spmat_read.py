@@ -6,14 +6,16 @@ place, and that a marker is in force from the entry behind it on. Without pointe
 go on over column ends find their column, and that columns without entries take a cycle.
 """
 
+import functools
 from dataclasses import dataclass
 from itertools import product, takewhile
 
 import numpy as np
 import pytest
 from amaranth.hdl import Signal
+from amaranth.lib import data
 
-from openese.hdl.layouts import Kind, Tag, route_layout
+from openese.hdl.layouts import Kind, Tag, route_layout, slot_layout
 from openese.hdl.spmat_read import SpMatRead, SpMatStream
 from openese.model.config import SPMAT_READ_LATENCY, EngineConfig
 
@@ -342,14 +344,17 @@ class Tape:
         dut = (SpMatRead if config.pointers else SpMatStream)(config, init=words)
         self.queue, self.given, self.taken = queue, [], []
 
+        # Made once: layouts take most of the time otherwise.
+        made = slot_layout(config).const
+        offers = [made({**payload, "tag": tag}) for tag, payload, _ in queue]
+
         async def testbench(ctx):
             cycle, place, since, quiet = 0, 0, 0, 0
             while quiet < 8:
                 offering = place < len(queue) and since >= wait(place)
                 held = bool(hold(cycle))
                 ctx.set(dut.i.valid, int(offering))
-                ctx.set(dut.i.payload, {**queue[place][1], "tag": queue[place][0]} if offering
-                        else {**junk(config, cycle), "tag": Tag(cycle % 4)})
+                ctx.set(dut.i.payload, offers[place] if offering else nothing(config, cycle % 100))
                 ctx.set(dut.hold, int(held))
                 valid, fence = ctx.get(dut.o.valid), ctx.get(dut.fence)
                 assert not (valid and fence), cycle
@@ -400,6 +405,12 @@ def junk(config: EngineConfig, number: int) -> dict:
     if config.pointers:
         payload |= {"ptr": {"start": number % config.spmat_depth, "length": number % 4}}
     return payload
+
+
+@functools.cache
+def nothing(config: EngineConfig, number: int) -> data.Const:
+    """The same, of engines with markers, as a constant."""
+    return slot_layout(config).const({**junk(config, number), "tag": Tag(number % 4)})
 
 
 RECURRENT = recurrent()

@@ -26,6 +26,13 @@ INPUTS = random_inputs(7, NETWORK, 3, 0.5, negative=True)
 REFERENCE = run_reference(quantise(NETWORK, EngineConfig(n_pes=1)), INPUTS)
 EXPECTED = REFERENCE.outputs
 ACTIVE = [activations[:, 0] != 0 for activations in REFERENCE.activations]
+#: Of other sizes, and of the same.
+OTHER = random_network(8, [20, 41, 30, 5], 0.4, relu=False)
+ALIKE = random_network(9, [37, 29, 11], [0.3, 0.5])
+#: An engine of 4 PEs for all of them: one that is compiled serves every test.
+SIZES = {name: max(getattr(size_for(network, 4), name) for network in (NETWORK, OTHER, ALIKE))
+         for name in ("spmat_depth", "ptr_depth", "bias_depth", "act_depth", "acc_depth",
+                      "codebooks", "program_depth")}
 
 
 def compiled(network: CompressedNetwork, n_pes: int, **overrides):
@@ -104,23 +111,18 @@ def test_stalls_on_both_streams(seed):
 
 
 def test_host_load_equals_memory_contents(backend):
-    report = check(NETWORK, INPUTS, 3, load="host", backend=backend)
+    report = check(NETWORK, INPUTS, 4, load="host", backend=backend, **SIZES)
     assert np.array_equal(report.raw, EXPECTED)
 
 
 def test_another_model_without_reset(backend):
     """Two models of different sizes one after the other, vectors before and after, no reset."""
-    other = random_network(8, [20, 41, 30, 5], 0.4, relu=False)
-    other_inputs = random_inputs(8, other, 2, negative=True)
-    sizes = [size_for(network, 4) for network in (NETWORK, other)]
-    config = EngineConfig(n_pes=4, **{
-        name: max(getattr(size, name) for size in sizes)
-        for name in ("spmat_depth", "ptr_depth", "bias_depth", "act_depth", "acc_depth",
-                     "codebooks", "program_depth")})
+    other_inputs = random_inputs(8, OTHER, 2, negative=True)
+    config = size_for(NETWORK, 4, **SIZES)
     engine = Engine(config)
     lanes = engine.i_act.payload.shape()
     with Simulation(engine, backend=backend) as simulation:
-        for network, inputs in [(NETWORK, INPUTS), (other, other_inputs), (NETWORK, INPUTS)]:
+        for network, inputs in [(NETWORK, INPUTS), (OTHER, other_inputs), (NETWORK, INPUTS)]:
             quantised = quantise(network, config)
             reference = run_reference(quantised, inputs)
             image = compile_network(quantised, config)
@@ -140,13 +142,11 @@ def test_another_model_without_reset(backend):
 
 def test_load_into_a_running_engine(backend):
     """A LOAD without STOP first finishes the pass under way, then replaces the model."""
-    _, image = compiled(NETWORK, 4)
-    other = random_network(9, [37, 29, 11], [0.3, 0.5])
-    config = image.config.with_(spmat_depth=2 * image.config.spmat_depth)
-    images = [compile_network(quantise(network, config), config) for network in (NETWORK, other)]
+    images = [compiled(network, 4, **SIZES)[1] for network in (NETWORK, ALIKE)]
+    config = images[0].config
     engine = Engine(config, images[0])
     lanes = engine.i_act.payload.shape()
-    expected = run_reference(quantise(other, config), INPUTS).outputs
+    expected = run_reference(quantise(ALIKE, config), INPUTS).outputs
     with Simulation(engine, backend=backend) as simulation:
         first = simulation.run({"i_act": pack(lanes, host.pack_inputs(INPUTS[:1], config))},
                                {"o_act": EXPECTED.shape[1]})
@@ -160,7 +160,7 @@ def test_load_into_a_running_engine(backend):
 
 def test_reset_in_the_middle_of_a_run(backend):
     """A run broken off by reset leaves nothing in the accumulators."""
-    quantised, image = compiled(NETWORK, 4)
+    quantised, image = compiled(NETWORK, 4, **SIZES)
     reference = run_reference(quantised, INPUTS)
     engine = Engine(image.config, image)
     beats = pack(engine.i_act.payload.shape(), host.pack_inputs(INPUTS, image.config))
