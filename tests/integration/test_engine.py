@@ -209,7 +209,8 @@ EDGE_NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("n_pes", [1, 2, 3, 5])
+@pytest.mark.parametrize("n_pes", [1, pytest.param(2, marks=pytest.mark.slow), 3,
+                                   pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", EDGE_NETWORKS)
 def test_edge_cases(name, n_pes):
     network = CompressedNetwork(EDGE_NETWORKS[name], in_frac=8)
@@ -288,6 +289,7 @@ def test_padding_lanes_never_count():
 
 SETTINGS = settings(deadline=None, max_examples=25, derandomize=True,
                     suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(SETTINGS, max_examples=8)
 
 
 @st.composite
@@ -310,12 +312,23 @@ def engines(draw):
     }
 
 
-@SETTINGS
-@given(engines(), st.integers(0, 2**16))
-def test_any_engine_equals_the_reference(engine, seed):
+def check_with_stalls(engine, seed):
     network, inputs, n_pes, overrides = engine
     check(network, inputs, n_pes, **overrides, stalls={
         "i_act": random_stalls(seed, 0.3), "o_act": random_stalls(seed + 1, 0.3)})
+
+
+@FEW
+@given(engines(), st.integers(0, 2**16))
+def test_some_engines_equal_the_reference(engine, seed):
+    check_with_stalls(engine, seed)
+
+
+@pytest.mark.slow
+@SETTINGS
+@given(engines(), st.integers(0, 2**16))
+def test_any_engine_equals_the_reference(engine, seed):
+    check_with_stalls(engine, seed)
 
 
 @SETTINGS

@@ -136,15 +136,18 @@ def layers(draw) -> RandomLayer:
                  density=draw(st.sampled_from([0.05, 0.3, 1.0])))
 
 
-@settings(deadline=None, max_examples=20, derandomize=True,
-          suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(stack=st.lists(layers(), min_size=1, max_size=3), n_pes=st.integers(1, 6),
-       channels=st.sampled_from([1, 1, 2, 3]), steps=st.integers(1, 4),
-       pointers=st.booleans(), direct=st.booleans(), queue_depth=st.sampled_from([1, 3, 8]),
-       stall=st.sampled_from([0.0, 0.5]), given_state=st.booleans(), seed=st.integers(0, 99),
-       serial=st.booleans())
-def test_random_networks_on_random_engines(stack, n_pes, channels, steps, pointers, direct,
-                                           queue_depth, stall, given_state, seed, serial):
+SETTINGS = settings(deadline=None, max_examples=20, derandomize=True,
+                    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+RANDOM = given(
+    stack=st.lists(layers(), min_size=1, max_size=3), n_pes=st.integers(1, 6),
+    channels=st.sampled_from([1, 1, 2, 3]), steps=st.integers(1, 4), pointers=st.booleans(),
+    direct=st.booleans(), queue_depth=st.sampled_from([1, 3, 8]),
+    stall=st.sampled_from([0.0, 0.5]), given_state=st.booleans(), seed=st.integers(0, 99),
+    serial=st.booleans())
+
+
+def check_on_an_engine(stack, n_pes, channels, steps, pointers, direct, queue_depth, stall,
+                       given_state, seed, serial):
     network = random_recurrent(seed, 5, stack, fixed_bits=12 if direct else None)
     fields = {"direct_weights": direct, "serial_cells": serial and channels == 1}
     fields |= {} if network.recurrent else {"state_depth": 0}
@@ -168,6 +171,20 @@ def test_random_networks_on_random_engines(stack, n_pes, channels, steps, pointe
     assert report.mismatches == 0, report.first_mismatch
 
 
+@settings(SETTINGS, max_examples=6)
+@RANDOM
+def test_some_networks_on_random_engines(**drawn):
+    check_on_an_engine(**drawn)
+
+
+@pytest.mark.slow
+@SETTINGS
+@RANDOM
+def test_random_networks_on_random_engines(**drawn):
+    check_on_an_engine(**drawn)
+
+
+@pytest.mark.slow
 def test_a_sequence_cut_anywhere_with_its_state_carried_read_back_and_restored():
     network = random_recurrent(3, 9, [layer("lstm", 13, proj=7, peepholes=True), layer("gru", 10),
                                       layer("lstm", 6)])

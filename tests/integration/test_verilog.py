@@ -35,6 +35,7 @@ def test_verilog_equals_the_reference(n_pes, load_by):
     assert report.mismatches == 0
 
 
+@pytest.mark.slow
 def test_shipped_model_gives_equal_bits_and_cycles_in_both_simulators():
     network = load(DATA / "lenet_300_100.ese")
     config = size_for(network, 8, input_lanes=4)
