@@ -76,8 +76,7 @@ SLOW = {
         "lstm-5-options9", "mixed-1-options7", "mixed-4-options12", "mixed-4-options6",
         "projected-3-options10", "projected-8-options3"),
     "sim/test_cycle_model.py::test_linear_networks_on_recurrent_engines": (
-        " ", "'", "'", ":", "T", "_", "a", "c", "e", "e", "e", "i", "l", "l", "l", "r", "r", "s",
-        "s", "u", "{", "}"),
+        "{'serial_cells': True}",),
     "test_cli.py::test_demo_on_amaranths_simulator": (),
     "test_cli_bench.py::test_cpu": (),
     "test_cli_recurrent.py::test_a_sequence": ("options1-both.ese", "options1-gru.ese"),
