@@ -276,7 +276,8 @@ def _routed(board: Board, plan: Plan, versions: Mapping[str, str], out_dir: Path
     def design(rtlil: str, contents: list[MemoryContents]) -> _Design:
         files = {**plan.files, "top.il": dedupe(rtlil, keep=KEEP)}
         changed = replace(plan, files=files)
-        return _Design(changed, out_dir / f"{board.name}-{_key(changed, versions)}", contents)
+        return _Design(changed, out_dir / f"{board.name}-{_key(changed, board.family, versions)}",
+                       contents)
 
     # Without contents, the netlist is the same for every model of the same engine and shape.
     choices = [design(*replacement.take(rtlil))] if replacement else []
@@ -302,9 +303,10 @@ def _fingerprint(what: object) -> int:
     return zlib.crc32(json.dumps(what, sort_keys=True).encode())
 
 
-def _key(plan: Plan, versions: Mapping[str, str]) -> str:
+def _key(plan: Plan, family: Family, versions: Mapping[str, str]) -> str:
     """Short name of everything that decides a result."""
-    text = json.dumps([asdict(plan), versions], sort_keys=True)
+    refine = family.refine and family.refine.__name__
+    text = json.dumps([asdict(plan), refine, versions], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
