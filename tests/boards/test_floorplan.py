@@ -287,7 +287,8 @@ def test_netlist_of_an_engine(any_size):
     """From Yosys: all block RAMs and multipliers of PEs have a site, and nothing else has."""
     plan = plan_of(SMALL)
     assert len(plan.sites) == 3
-    assert _key(plan, {}) != _key(replace(plan, sites={}), {})
+    assert _key(plan, ECP5, {}) != _key(replace(plan, sites={}), ECP5, {})
+    assert _key(plan, ECP5, {}) != _key(plan, replace(ECP5, refine=None), {})
     rtlil = dedupe(plan.files["top.il"], keep=KEEP)
     results, _ = run_yosys(plan.files["top.ys"], {"top.il": rtlil}, [plan.netlist])
     cells = cells_of(place(results[plan.netlist], plan.sites))
