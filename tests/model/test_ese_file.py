@@ -105,7 +105,7 @@ def networks(draw):
                    act_bits=draw(st.integers(0, 255)), meta=meta)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=200)
 @given(networks())
 def test_any_network_comes_back_bit_for_bit(net):
     data = to_bytes(net)
@@ -170,7 +170,7 @@ def recurrent_networks(draw):
     return network(*layers, act_bits=draw(st.integers(0, 255)), meta={"note": draw(names)})
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
 @given(recurrent_networks())
 def test_any_recurrent_network_comes_back_bit_for_bit(net):
     data = to_bytes(net)
@@ -213,7 +213,7 @@ def models(draw):
     return CompressedModel(tensors, draw(st.dictionaries(names, st.integers(), max_size=2)))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=200)
 @given(models())
 def test_any_model_comes_back_bit_for_bit(model):
     data = to_bytes(model)
