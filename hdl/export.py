@@ -5,13 +5,15 @@ them, which makes the Verilog, the synthesis and the compiled simulator of a PE 
 smaller. All Yosys work of the project goes through `run_yosys`: one version, from one wheel.
 """
 
+import gc
 import importlib.util
 import itertools
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -93,6 +95,24 @@ def to_rtlil(component: wiring.Component, name: str = "top", platform: object = 
         port: (value, PortDirection.Input if is_input else PortDirection.Output)
         for port, (value, is_input) in flat_ports(component).items()
     }
+    with _collector_off():
+        return _to_rtlil(component, ports, name, platform)
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """An engine is millions of objects that all stay: looking for garbage among them, again and
+    again as their number grows, takes as long as making them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _to_rtlil(component: wiring.Component, ports: dict, name: str, platform: object) -> str:
     fragment = Fragment.get(component, platform)
     # Given here rather than left to Amaranth, so that a combinational block has a clock as well.
     sync = ClockDomain("sync")

@@ -5,10 +5,13 @@ The loop over the cycles is in harness.h; a backend adds the design and a few li
 
 import ctypes
 import hashlib
+import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +74,10 @@ def build_object(source: Path, includes: Sequence[Path], flags: Sequence[str]) -
 
 
 def build_model(generated: Mapping[str, str], objects: Sequence[Path], includes: Sequence[Path],
-                flags: Sequence[str]) -> Path:
-    """Compile generated C++ together with the harness; the result is cached by content.
+                flags: Sequence[str],
+                unit_flags: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Path:
+    """Compile generated C++ together with the harness, several units at once; the result is
+    cached by content.
 
     Parameters
     ----------
@@ -84,6 +89,8 @@ def build_model(generated: Mapping[str, str], objects: Sequence[Path], includes:
         Directories of headers.
     flags
         Flags of the compiler.
+    unit_flags
+        Further flags for some of the files.
 
     Raises
     ------
@@ -95,14 +102,24 @@ def build_model(generated: Mapping[str, str], objects: Sequence[Path], includes:
     texts = {**own, **generated}
     key = [*compiler.command, compiler.version, *flags, *map(tree_hash, includes),
            *(path.name for path in objects),
-           *(part for item in sorted(texts.items()) for part in item)]
+           *(part for item in sorted(texts.items()) for part in item),
+           *(part for name, more in sorted(unit_flags.items()) for part in (name, *more))]
 
     def make(directory: Path) -> Path:
         for name, text in texts.items():
             (directory / name).write_text(text)
-        units = [*(directory / name for name in generated if name.endswith(".cpp")), *objects]
         paths = [f"-I{path}" for path in (directory, *includes)]
-        compiler.build(units, directory / "model.so", [*flags, *paths])
+
+        def build(name: str) -> Path:
+            made = directory / f"{name}.o"
+            compiler.build([directory / name], made,
+                           ["-c", *flags, *unit_flags.get(name, ()), *paths])
+            return made
+
+        units = [name for name in generated if name.endswith(".cpp")]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            made = list(pool.map(build, units))
+        compiler.build([*made, *objects], directory / "model.so", flags)
         return directory / "model.so"
 
     return cached(key, ".so", make)

@@ -8,7 +8,7 @@ import importlib.util
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,6 +34,12 @@ ACCEPTED = {
 
 _DEFINES = ["-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0", "-DVM_TRACE=0",
             "-DVM_TRACE_FST=0", "-DVM_TRACE_VCD=0", "-DVM_TRACE_SAIF=0", "-pthread"]
+
+#: Statements of a generated function: the compiler takes much longer for a longer one.
+_STATEMENTS = 500
+
+#: Generated C++ that is compiled together.
+_UNIT_BYTES = 1 << 21
 
 
 class VerilatorError(RuntimeError):
@@ -72,9 +78,34 @@ def lint(verilog: str, top: str = "top") -> None:
                     "--top-module", top, "design.v"], Path(directory))
 
 
+def _units(generated: Mapping[str, str]) -> tuple[list[list[str]], list[list[str]]]:
+    """Generated C++ as lists of what is compiled together: what runs in every cycle, and what runs
+    only at the start. A small design is one unit, because reading the headers takes longer."""
+    names = [name for name in generated if name.endswith(".inc")]
+    slow = [name for name in names if name.endswith("__Slow.inc")]
+    if sum(len(generated[name]) for name in names) < _UNIT_BYTES:
+        return [names], []
+
+    def split(names: Sequence[str]) -> list[list[str]]:
+        units: list[list[str]] = [[]]
+        size = 0
+        for name in names:
+            if size > _UNIT_BYTES:
+                units.append([])
+                size = 0
+            units[-1].append(name)
+            size += len(generated[name])
+        return units
+
+    return split([name for name in names if name not in slow]), [slow]
+
+
+def _includes(units: Sequence[str]) -> str:
+    return "".join(f'#include "{unit}"\n' for unit in units)
+
+
 def _glue(interface: Interface, units: Sequence[str]) -> str:
-    # One unit for the compiler: reading the headers takes longer than a small design.
-    lines = [*(f'#include "{unit}"' for unit in units), '#include "verilator_model.h"', "",
+    lines = [_includes(units), '#include "verilator_model.h"', "",
              "std::unique_ptr<openese::Model> openese_model() {",
              "\tusing openese::bits;",
              "\tauto model = std::make_unique<openese::VerilatorModel<Vdesign>>();",
@@ -101,6 +132,7 @@ class _VerilogDriver(CompiledDriver):
         include = _root() / "include"
         arguments = ["--cc", "--top-module", top, "--prefix", "Vdesign", "--Mdir", "out",
                      "--no-timing", "--x-assign", "0", "--x-initial", "0", "-O3",
+                     "--output-split-cfuncs", str(_STATEMENTS),
                      "-Wno-fatal", *flags, *sources]
 
         def generate(directory: Path) -> Path:
@@ -117,12 +149,16 @@ class _VerilogDriver(CompiledDriver):
         # The name decides what is compiled on its own.
         names = [name.replace(".cpp", ".inc") for name in parts[::2]]
         generated = dict(zip(names, parts[1::2], strict=True))
-        glue = _glue(interface, [name for name in names if name.endswith(".inc")])
+        fast, slow = _units(generated)
+        generated["glue.cpp"] = _glue(interface, fast[0])
+        generated |= {f"fast_{k}.cpp": _includes(unit) for k, unit in enumerate(fast[1:], 1)}
+        late = {f"slow_{k}.cpp": _includes(unit) for k, unit in enumerate(slow)}
         includes = [include, include / "vltstd"]
         compiled = [f"-O{optimise}", *_DEFINES]
         runtime = [build_object(include / name, includes, compiled)
                    for name in ("verilated.cpp", "verilated_threads.cpp")]
-        path = build_model({**generated, "glue.cpp": glue}, runtime, includes, compiled)
+        path = build_model({**generated, **late}, runtime, includes, compiled,
+                           {name: ["-O0"] for name in late})
         super().__init__("verilator", path, interface, {})
 
 
