@@ -12,7 +12,7 @@ from .cells import Cells
 from .cells_serial import SerialCells
 from .checks import checked_config
 from .cluster import Cluster, cluster_sizes
-from .fan import BroadcastTree, Relay, StatusTree
+from .fan import ARITY, BroadcastTree, Relay, StatusTree
 from .gather import GatherTree
 from .host import HostInterface
 from .input_buffer import InputBuffer
@@ -27,6 +27,11 @@ from .lnzd import LnzdTree
 from .sequencer import Sequencer
 
 __all__ = ["Engine"]
+
+
+#: Memories of a PE.
+_MEMORIES = {"spmat": "spmat_read.words", "ptr": "ptr_read.words", "codebook": "decode.codebook",
+             "bias": "write_back.biases"}
 
 
 class Engine(wiring.Component):
@@ -240,6 +245,27 @@ class Engine(wiring.Component):
                 Mux(cells.o_act.valid, cells.o_act.payload, sequencer.o_act.payload)),
             sequencer.o_act.ready.eq(self.o_act.ready), cells.o_act.ready.eq(self.o_act.ready),
         ]
+
+    def blank(self) -> "Engine":
+        """The same circuit with empty memories, see `contents`."""
+        return Engine(self.config, self.image and self.image.without_contents())
+
+    def contents(self) -> dict[str, list[int]]:
+        """What the memories start with that `blank` leaves empty: path of the memory, as in
+        `openese.hdl.export.take_memories`, to its first words."""
+        if self.image is None:
+            return {}
+        config, image = self.config, self.image
+        memories = {"sequencer.program": image.program}
+        for pe in range(config.n_pes):
+            path = f"cluster_{pe // ARITY}.pe_{pe % ARITY}"
+            memories |= {f"{path}.{_MEMORIES[name]}": words
+                         for name, words in self._contents(pe).items()}
+        if config.recurrent:
+            memories["cells.elementwise.peepholes"] = image.peephole
+            memories |= {f"cells.pre_activations.biases_{k}": words
+                         for k, words in enumerate(image.bias.tolist())}
+        return {path: words for path, words in memories.items() if words}
 
     def _contents(self, pe: int) -> dict[str, list[int]]:
         """What the memories of a PE start with, as the integers Amaranth takes."""

@@ -31,6 +31,7 @@ __all__ = [
     "YosysError",
     "dedupe",
     "flat_ports",
+    "rtlil_to_verilog",
     "run_yosys",
     "take_memories",
     "to_rtlil",
@@ -433,8 +434,12 @@ def to_verilog(component: wiring.Component, name: str = "top", platform: object 
     YosysError
         Yosys is missing or failed.
     """
-    text = _DROPPED.sub("", _plain_module_names(dedupe(to_rtlil(component, name, platform),
-                                                       keep=keep)))
+    return rtlil_to_verilog(to_rtlil(component, name, platform), keep=keep)
+
+
+def rtlil_to_verilog(rtlil_text: str, *, keep: Iterable[str] = ()) -> str:
+    """What `to_verilog` makes of the RTLIL of a component."""
+    text = _DROPPED.sub("", _plain_module_names(dedupe(rtlil_text, keep=keep)))
     # Amaranth names every field of a struct, and computes an expression wherever it is written.
     script = ["read_rtlil design.il", "proc -norom", "opt_expr", "opt_merge", "opt_clean -purge",
               "memory_collect", "write_verilog -norename design.v"]

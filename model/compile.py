@@ -3,7 +3,7 @@
 `compile_network` lays out and checks, `size_for` finds the smallest engine a network fits.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,6 +160,12 @@ class Image:
     def instructions(self) -> list[dict[str, int]]:
         """The program, decoded."""
         return [decode(self.config, word) for word in self.program]
+
+    def without_contents(self) -> "Image":
+        """The same image with nothing for any memory."""
+        nothing = np.zeros(0, np.uint32)
+        return replace(self, spmat=[nothing] * len(self.spmat), ptr=self.ptr[:, :0],
+                       bias=self.bias[:, :0], codebook=nothing, program=[], peephole=[])
 
 
 def compile_network(network: QuantisedNetwork, config: EngineConfig) -> Image:

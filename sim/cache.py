@@ -58,10 +58,11 @@ def cached(key: Iterable[str | bytes], suffix: str, make: Callable[[Path], Path]
 
 def cached_design(component: wiring.Component, what: str,
                   make: Callable[[wiring.Component], str]) -> str:
-    """``make(component)``, kept if the component is an engine with empty memories.
+    """``make(component)``, of an engine ``make(component.blank())``, which is kept.
 
-    Such an engine is decided by its configuration and the program text of this package. Of 64 PEs
-    it takes ten seconds to elaborate, which nothing else needs when the simulator is compiled.
+    An engine with empty memories is decided by its configuration, the numbers of a model that are
+    wired, and the program text of this package. Of 64 PEs it takes ten seconds to elaborate, which
+    nothing else needs when the simulator is compiled.
 
     Parameters
     ----------
@@ -72,24 +73,21 @@ def cached_design(component: wiring.Component, what: str,
     make
         Makes it, as text.
     """
-    if type(component) is not Engine or component.image is not None:
+    if type(component) is not Engine:
         return make(component)
-    made = False
+    # Amaranth warns of components that nobody elaborates, which is no mistake here.
+    component._MustUse__used = True
 
     def write(directory: Path) -> Path:
-        nonlocal made
-        made = True
         path = directory / "text"
-        path.write_text(make(component))
+        path.write_text(make(component.blank()))
         return path
 
-    key = [what, version("amaranth"), *_program_text(),
+    image = component.image
+    wired = None if image is None else (image.in_rows, image.in_base)
+    key = [what, version("amaranth"), *_program_text(), repr(wired),
            repr(sorted(asdict(component.config).items()))]
-    text = cached(key, ".design", write).read_text()
-    if not made:
-        # Amaranth warns of components that nobody elaborates, which is no mistake here.
-        component._MustUse__used = True
-    return text
+    return cached(key, ".design", write).read_text()
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from openese.sim.streams import Interface, to_words
 
 __all__ = ["CompiledDriver", "build_model", "build_object", "tree_hash"]
 
-_WORDS = ctypes.POINTER(ctypes.c_uint32)
+_WORDS, _BYTES = ctypes.POINTER(ctypes.c_uint32), ctypes.POINTER(ctypes.c_uint8)
 _FUNCTIONS = {
     "create": (ctypes.c_void_p, []),
     "destroy": (None, [ctypes.c_void_p]),
@@ -44,7 +44,7 @@ _FUNCTIONS = {
     "culprit": (ctypes.c_int, [ctypes.c_void_p]),
     "error": (ctypes.c_char_p, [ctypes.c_void_p]),
     "memory": (ctypes.c_uint64, [ctypes.c_void_p, ctypes.c_char_p,
-                                 ctypes.POINTER(ctypes.c_uint64), ctypes.POINTER(_WORDS)]),
+                                 ctypes.POINTER(ctypes.c_uint64), ctypes.POINTER(_BYTES)]),
 }
 
 #: Seconds between two calls of a progress function, and the longest wait for Ctrl-C.
@@ -229,17 +229,32 @@ class CompiledDriver(Driver):
             return np.zeros(shape, dtype)
         return np.ctypeslib.as_array(self._call(function, index), shape).astype(dtype)
 
-    def _memory(self, path: str) -> NDArray[np.uint32]:
-        depth, rows = ctypes.c_uint64(), _WORDS()
-        words = self._call("memory", path.replace(".", " ").encode(), ctypes.byref(depth),
-                           ctypes.byref(rows))
-        return np.ctypeslib.as_array(rows, (depth.value, words))
+    def _memory(self, path: str) -> NDArray[np.uint8]:
+        """The bytes of every row, where they are: fewer or more than the words of a row."""
+        depth, rows = ctypes.c_uint64(), _BYTES()
+        row = self._call("memory", path.replace(".", " ").encode(), ctypes.byref(depth),
+                         ctypes.byref(rows))
+        if depth.value != self.memories[path].depth:
+            raise RuntimeError(f"{self.name} does not know the memory {path!r}: report this")
+        return np.ctypeslib.as_array(rows, (depth.value, row))
 
     def read_memory(self, path: str) -> NDArray[np.uint32]:
-        return self._memory(path).copy()
+        stored = self._memory(path)
+        rows = np.zeros((len(stored), -(-self.memories[path].width // 32) * 4), np.uint8)
+        shared = min(rows.shape[1], stored.shape[1])
+        rows[:, :shared] = stored[:, :shared]
+        return rows.view(np.uint32)
 
     def write_memory(self, path: str, first: int, rows: NDArray[np.uint32]) -> None:
-        self._memory(path)[first:first + len(rows)] = rows
+        stored, given = self._memory(path), np.ascontiguousarray(rows).view(np.uint8)
+        shared = min(given.shape[1], stored.shape[1])
+        stored[first:first + len(rows), :shared] = given[:, :shared]
+
+    def fill(self, contents: Mapping[str, Sequence[int]]) -> None:
+        """Write what memories start with: path to the first rows, as unsigned numbers."""
+        for path, rows in contents.items():
+            self.write_memory(path, 0, to_words(np.array(rows, object),
+                                                self.memories[path].width, path))
 
     def close(self) -> None:
         if self._handle is not None:

@@ -13,9 +13,9 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 from amaranth.lib import wiring
 
+from openese.hdl.engine import Engine
 from openese.hdl.export import (
     MemoryContents,
     YosysError,
@@ -27,7 +27,7 @@ from openese.hdl.export import (
 from openese.sim.cache import cached, cached_design
 from openese.sim.compiled import CompiledDriver, build_model
 from openese.sim.driver import MemoryShape
-from openese.sim.streams import Interface, describe, to_words
+from openese.sim.streams import Interface, describe
 
 __all__ = ["CxxrtlDriver"]
 
@@ -67,14 +67,15 @@ def _glue(interface: Interface, vcd: bool) -> str:
 
 
 def _design(component: wiring.Component) -> tuple[str, list[MemoryContents]]:
-    """RTLIL without contents of memories, and these."""
+    """RTLIL without contents of memories, and these; of an engine without those of its model."""
     def make(component: wiring.Component) -> str:
         text, contents = take_memories(to_rtlil(component))
-        return json.dumps([dedupe(text), [asdict(memory) for memory in contents]])
+        return json.dumps([dedupe(text), [
+            asdict(memory) | {"rows": memory.rows if any(memory.rows) else ()}
+            for memory in contents]])
 
     text, contents = json.loads(cached_design(component, "cxxrtl", make))
-    return text, [MemoryContents(**{**memory, "rows": tuple(memory["rows"])})
-                  for memory in contents]
+    return text, [MemoryContents(**memory) for memory in contents]
 
 
 class CxxrtlDriver(CompiledDriver):
@@ -121,7 +122,6 @@ class CxxrtlDriver(CompiledDriver):
                            [f"-O{optimise}", "-DCXXRTL_NDEBUG"])
         shapes = {m.path: MemoryShape(m.width, m.depth) for m in contents}
         super().__init__("cxxrtl", path, interface, shapes, vcd)
-        for memory in contents:
-            if any(memory.rows):
-                rows = np.array(memory.rows, object)
-                self.write_memory(memory.path, 0, to_words(rows, memory.width, memory.path))
+        self.fill({memory.path: memory.rows for memory in contents if memory.rows})
+        if isinstance(component, Engine):
+            self.fill(component.contents())

@@ -52,13 +52,12 @@ public:
 		evaluate();
 	}
 
-	// Names are instance names and the memory's name, separated by spaces.
 	Memory memory(const std::string &name) override {
 		list_items();
 		if (!items.count(name) || items.at(name)[0].type != cxxrtl::debug_item::MEMORY)
 			return {};
 		const cxxrtl::debug_item &item = items.at(name)[0];
-		return {item.curr, item.width, item.depth};
+		return {item.curr, (item.width + 31) / 32 * 4, item.depth};
 	}
 
 #ifdef OPENESE_VCD

@@ -45,8 +45,8 @@ struct Stream {
 };
 
 struct Memory {
-	uint32_t *data = nullptr;
-	size_t width = 0, depth = 0;
+	void *data = nullptr;
+	size_t bytes = 0, depth = 0; // bytes of a row, the lowest first
 };
 
 // A compiled design. `settle` propagates the inputs with the clock low, `edge` raises the clock.
@@ -55,6 +55,7 @@ public:
 	virtual ~Model() = default;
 	virtual void settle() = 0;
 	virtual void edge() = 0;
+	// Names are instance names and the memory's name, separated by spaces. Who asks may write.
 	virtual Memory memory(const std::string &) { return {}; }
 	virtual bool open_vcd(const std::string &) { return false; }
 
@@ -302,13 +303,13 @@ OPENESE_API int openese_culprit(openese::Session *session) { return session->cul
 
 OPENESE_API const char *openese_error(openese::Session *session) { return session->error.c_str(); }
 
-// Words per row of a memory, or 0 if there is none of that name.
+// Bytes per row of a memory, or 0 if there is none of that name.
 OPENESE_API uint64_t openese_memory(openese::Session *session, const char *name, uint64_t *depth,
-                                    uint32_t **data) {
+                                    void **data) {
 	openese::Memory memory = session->model->memory(name);
 	*depth = memory.depth;
 	*data = memory.data;
-	return (memory.width + 31) / 32;
+	return memory.bytes;
 }
 
 #endif

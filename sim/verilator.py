@@ -5,18 +5,23 @@ C++ is compiled directly, so neither make nor perl is needed.
 """
 
 import importlib.util
+import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 from amaranth.lib import wiring
 
-from openese.hdl.export import to_verilog
+from openese.hdl.engine import Engine
+from openese.hdl.export import rtlil_to_verilog, take_memories, to_rtlil
 from openese.sim.cache import cached, cached_design
 from openese.sim.compiled import CompiledDriver, build_model, build_object
+from openese.sim.driver import MemoryShape
 from openese.sim.simulation import Simulation
 from openese.sim.streams import Interface, describe
 
@@ -40,6 +45,9 @@ _STATEMENTS = 500
 
 #: Generated C++ that is compiled together.
 _UNIT_BYTES = 1 << 21
+
+
+_MEMORY = re.compile(r"^(  reg (?:\[\d+:0\] )?\S+ +\[\d+:0\]);$", re.M)
 
 
 class VerilatorError(RuntimeError):
@@ -105,10 +113,12 @@ def _includes(units: Sequence[str]) -> str:
 
 
 def _glue(interface: Interface, units: Sequence[str]) -> str:
-    lines = [_includes(units), '#include "verilator_model.h"', "",
+    lines = [_includes(units), '#include "Vdesign___024root.h"', '#include "verilator_model.h"', "",
+             "void Vdesign___024root___eval_settle(Vdesign___024root *);",
+             "static void settle(Vdesign &top) { Vdesign___024root___eval_settle(top.rootp); }", "",
              "std::unique_ptr<openese::Model> openese_model() {",
              "\tusing openese::bits;",
-             "\tauto model = std::make_unique<openese::VerilatorModel<Vdesign>>();",
+             "\tauto model = std::make_unique<openese::VerilatorModel<Vdesign, settle>>();",
              "\tauto &top = model->top;",
              "\tmodel->rst = bits(top.rst, 1);"]
 
@@ -128,7 +138,8 @@ def _glue(interface: Interface, units: Sequence[str]) -> str:
 
 class _VerilogDriver(CompiledDriver):
     def __init__(self, sources: dict[str, str], top: str, interface: Interface,
-                 flags: Sequence[str], optimise: int) -> None:
+                 flags: Sequence[str], optimise: int,
+                 memories: Mapping[str, MemoryShape] = MappingProxyType({})) -> None:
         include = _root() / "include"
         arguments = ["--cc", "--top-module", top, "--prefix", "Vdesign", "--Mdir", "out",
                      "--no-timing", "--x-assign", "0", "--x-initial", "0", "-O3",
@@ -159,11 +170,14 @@ class _VerilogDriver(CompiledDriver):
                    for name in ("verilated.cpp", "verilated_threads.cpp")]
         path = build_model({**generated, **late}, runtime, includes, compiled,
                            {name: ["-O0"] for name in late})
-        super().__init__("verilator", path, interface, {})
+        super().__init__("verilator", path, interface, memories)
 
 
 class VerilatorDriver(_VerilogDriver):
     """The exported Verilog of a component.
+
+    An engine is compiled without the contents of its model, which are written into its memories
+    when a simulation starts: one engine is compiled once, whatever weights it carries.
 
     Parameters
     ----------
@@ -186,8 +200,18 @@ class VerilatorDriver(_VerilogDriver):
                  optimise: int = 1) -> None:
         if vcd is not None:
             raise ValueError('Waveforms need the backend "amaranth" or "cxxrtl"')
-        verilog = cached_design(component, "verilog", to_verilog)
-        super().__init__({"design.v": verilog}, "top", describe(component), (), optimise)
+        def make(component: wiring.Component) -> str:
+            text = to_rtlil(component)
+            shapes = [(m.path, m.width, m.depth) for m in take_memories(text)[1]]
+            return json.dumps([rtlil_to_verilog(text), shapes])
+
+        verilog, shapes = json.loads(cached_design(component, "verilog", make))
+        memories = {path: MemoryShape(width, depth) for path, width, depth in shapes}
+        # Its place in the model can then be asked for.
+        verilog = _MEMORY.sub(r"\1 /*verilator public_flat_rd*/;", verilog)
+        super().__init__({"design.v": verilog}, "top", describe(component), (), optimise, memories)
+        if isinstance(component, Engine):
+            self.fill(component.contents())
 
 
 class VerilogSimulation(Simulation):

@@ -7,17 +7,22 @@ import pytest
 
 import openese
 from openese.hdl.engine import Engine
-from openese.hdl.export import to_verilog
+from openese.hdl.export import take_memories, to_rtlil, to_verilog
 from openese.model.compile import compile_network, size_for
 from openese.model.config import EngineConfig
 from openese.model.ese_file import load
 from openese.model.mnist import scale_pixels
 from openese.model.quantise import quantise
-from openese.model.random_network import random_inputs, random_network
+from openese.model.random_network import (
+    RandomLayer,
+    random_inputs,
+    random_network,
+    random_recurrent,
+)
 from openese.model.reference import run_reference
-from openese.sim.simulate import run_engine
-from openese.sim.streams import random_stalls
-from openese.sim.verilator import lint
+from openese.sim.simulate import run_engine, run_simulation
+from openese.sim.streams import describe, random_stalls
+from openese.sim.verilator import VerilogSimulation, lint
 
 DATA = Path(openese.__file__).with_name("data")
 
@@ -33,6 +38,53 @@ def test_verilog_equals_the_reference(n_pes, load_by):
         backend="verilator", load=load_by,
         stalls={"i_act": random_stalls(1, 0.3), "o_act": random_stalls(2, 0.3)})
     assert report.mismatches == 0
+
+
+def test_exported_verilog_holds_the_model(tmp_path):
+    """The file as users get it, its memories full: no simulator writes into them."""
+    network = random_network(3, [40, 31, 9], 0.4)
+    config = size_for(network, 3)
+    quantised = quantise(network, config)
+    inputs = random_inputs(3, network, 4)
+    image = compile_network(quantised, config)
+    engine = Engine(config, image)
+    (tmp_path / "top.v").write_text(to_verilog(engine))
+    with VerilogSimulation([tmp_path / "top.v"], "top", describe(engine)) as simulation:
+        report = run_simulation(simulation, image, inputs, run_reference(quantised, inputs),
+                                load="memory")
+    assert report.mismatches == 0
+    assert report.outputs == 4 * 9
+
+
+LSTM = [RandomLayer(cell="lstm", size=12, proj=5, peepholes=True), RandomLayer(cell="gru", size=7)]
+
+
+@pytest.mark.parametrize(("n_pes", "layers", "fields"), [
+    (9, None, {}), (2, None, {"pointers": False}), (3, None, {"direct_weights": True}),
+    (4, LSTM, {}), (9, LSTM, {"pointers": False, "direct_weights": True}),
+    (2, LSTM, {"serial_cells": True}), (1, LSTM, {"channels": 3}),
+])
+def test_a_model_is_nothing_but_contents_of_memories(n_pes, layers, fields):
+    """What a compiled simulator writes into an engine without contents is what a model adds."""
+    bits = 12 if fields.get("direct_weights") else None
+    layers = [RandomLayer(cell="linear", size=13, relu=True)] if layers is None else layers
+    network = random_recurrent(1, 12, layers, fixed_bits=bits)
+    config = size_for(network, n_pes, **fields)
+    assert config.recurrent == (layers is LSTM)
+    image = compile_network(quantise(network, config), config)
+    full, wanted = take_memories(to_rtlil(Engine(config, image)))
+    engine = Engine(config, image)
+    blank, memories = take_memories(to_rtlil(engine.blank()))
+    contents = engine.contents()
+    engine._MustUse__used = True
+    assert blank == full
+    assert len(contents) >= n_pes
+    got = {memory.path: memory.rows for memory in memories}
+    for path, words in contents.items():
+        assert not any(got[path])
+        assert any(words)
+        got[path] = (*words, *got[path][len(words):])
+    assert got == {memory.path: memory.rows for memory in wanted}
 
 
 @pytest.mark.slow

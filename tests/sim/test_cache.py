@@ -120,7 +120,7 @@ SMALL = EngineConfig(n_pes=1, spmat_depth=64, ptr_depth=16, bias_depth=8, act_de
                      codebooks=1, program_depth=4)
 
 
-def test_only_an_engine_with_empty_memories_is_not_elaborated_again(tmp_path, monkeypatch):
+def test_an_engine_is_not_elaborated_again_for_another_model(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENESE_CACHE", str(tmp_path))
     made = []
 
@@ -129,15 +129,20 @@ def test_only_an_engine_with_empty_memories_is_not_elaborated_again(tmp_path, mo
         to_rtlil(component)
         return f"design {len(made)}"
 
-    network = random_network(1, [6, 4], 0.5)
-    image = compile_network(quantise(network, SMALL), SMALL)
+    def image(seed, inputs=6):
+        return compile_network(quantise(random_network(seed, [inputs, 4], 0.5), SMALL), SMALL)
+
     assert [cached_design(Engine(SMALL), "one", make) for _ in range(3)] == ["design 1"] * 3
     assert cached_design(Engine(SMALL), "other", make) == "design 2"
     assert cached_design(Engine(SMALL.with_(acc_depth=9)), "one", make) == "design 3"
-    assert cached_design(Engine(SMALL, image), "one", make) == "design 4"
-    assert cached_design(Engine(SMALL, image), "one", make) == "design 5"
+    assert cached_design(Engine(SMALL, image(1)), "one", make) == "design 4"
+    assert cached_design(Engine(SMALL, image(2)), "one", make) == "design 4"
+    # Where the input buffers are is wired.
+    assert cached_design(Engine(SMALL, image(1, inputs=5)), "one", make) == "design 5"
     assert cached_design(Skid(8), "one", make) == "design 6"
     assert cached_design(Skid(8), "one", make) == "design 7"
+    assert not any(words for engine in made if isinstance(engine, Engine)
+                   for words in engine.contents().values())
 
 
 @pytest.mark.parametrize("backend", ["cxxrtl", "verilator"])

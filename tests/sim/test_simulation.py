@@ -7,10 +7,12 @@ import re
 import numpy as np
 import pytest
 
-from openese.sim.simulation import Simulation, run
+from openese.sim.simulation import BACKENDS, Simulation, run
 from openese.sim.streams import SimulationTimeout, pack
 
-from .toys import TERM, Lane, Lanes, Pair, Queue, Table, Wide
+from .toys import TERM, Lane, Lanes, Pair, Queue, Sum, Table, Wide
+
+EVERY = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def test_a_deadlock_is_reported_not_waited_for(backend):
@@ -55,6 +57,7 @@ def test_no_more_is_taken_than_was_asked_for(backend):
         assert simulation.run().cycles == 0
 
 
+@EVERY
 def test_memories_can_be_read_and_written(backend):
     lanes = Lanes([[1, -1], [1, -1]])
     with Simulation(lanes, backend) as simulation:
@@ -76,12 +79,29 @@ def test_memories_can_be_read_and_written(backend):
                 simulation.write_memory(*arguments)
 
 
+@EVERY
 def test_wide_rows(backend):
     with Simulation(Table(), backend) as simulation:
         assert simulation.read_memory("rows").tolist() == [
             [0, 0, 32], [2, 0, 0], [3, 0, 0], [4, 0, 0], [5, 0, 0]]
         simulation.write_memory("rows", [[1, 2, 3]], first=4)
         assert simulation.read_memory("rows")[4].tolist() == [1, 2, 3]
+
+
+@EVERY
+def test_what_is_read_without_a_clock_follows_what_was_written(backend):
+    with Simulation(Sum(), backend) as simulation:
+        path, = simulation.memories
+        assert path.endswith(".rows")
+        assert simulation.run({"i": [0, 1]}, {"o": 2}).outputs["o"].tolist() == [8, 1]
+        simulation.write_memory(path, [255, 3])
+        assert simulation.run({"i": [0, 1]}, {"o": 2}).outputs["o"].tolist() == [256, 4]
+        simulation.write_memory(path, [9], first=1)
+        assert simulation.run({"i": [1]}, {"o": 1}).outputs["o"].tolist() == [10]
+        assert simulation.read_memory(path).tolist() == [255, 9, 0, 0]
+    with Simulation(Sum(), backend) as simulation:  # written before anything has run
+        simulation.write_memory(path, [1])
+        assert simulation.run({"i": [0]}, {"o": 1}).outputs["o"].tolist() == [2]
 
 
 def test_settings_last(backend):

@@ -56,8 +56,13 @@ def test_contents_of_memories_are_in_the_verilog():
 def test_what_verilator_does_not_offer():
     with pytest.raises(ValueError, match=r'^Waveforms need the backend "amaranth" or "cxxrtl"$'):
         Simulation(Queue(), "verilator", vcd="x.vcd")
-    with Simulation(Queue(), "verilator") as simulation, pytest.raises(
-            ValueError, match=r"^The backend 'verilator' has no access to memories$"):
+
+
+def test_files_give_no_access_to_memories(tmp_path):
+    (tmp_path / "top.v").write_text(to_verilog(Queue()))
+    with VerilogSimulation([tmp_path / "top.v"], "top", describe(Queue())) as simulation, \
+            pytest.raises(ValueError,
+                          match=r"^The backend 'verilator' has no access to memories$"):
         simulation.read_memory("fifo.storage")
 
 

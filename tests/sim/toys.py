@@ -177,6 +177,22 @@ class Table(wiring.Component):
         return m
 
 
+class Sum(wiring.Component):
+    """Adds a row of a memory that is read without a clock; the memory is in a part without name."""
+
+    i: In(stream.Signature(2))
+    o: Out(stream.Signature(9))
+
+    def elaborate(self, platform):
+        m, part = Module(), Module()
+        part.submodules.rows = rows = memory.Memory(shape=8, depth=4, init=[7])
+        m.submodules += part
+        read = rows.read_port(domain="comb")
+        m.d.comb += [read.addr.eq(self.i.payload), self.o.payload.eq(read.data + 1),
+                     self.o.valid.eq(self.i.valid), self.i.ready.eq(self.o.ready)]
+        return m
+
+
 class Unruly(wiring.Component):
     """Offers something every other cycle, or another value every cycle."""
 
