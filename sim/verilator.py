@@ -11,6 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -136,11 +137,23 @@ def _glue(interface: Interface, units: Sequence[str]) -> str:
     return "\n".join((*lines, "\treturn model;", "}", ""))
 
 
+def _compiling(optimise: int) -> tuple[list[Path], list[str]]:
+    """Directories of headers and flags of the C++ compiler."""
+    include = _root() / "include"
+    return [include, include / "vltstd"], [f"-O{optimise}", *_DEFINES]
+
+
+def _runtime(optimise: int) -> list[Path]:
+    """What is the same for every design, compiled."""
+    includes, flags = _compiling(optimise)
+    return [build_object(includes[0] / name, includes, flags)
+            for name in ("verilated.cpp", "verilated_threads.cpp")]
+
+
 class _VerilogDriver(CompiledDriver):
     def __init__(self, sources: dict[str, str], top: str, interface: Interface,
-                 flags: Sequence[str], optimise: int,
+                 flags: Sequence[str], optimise: int, runtime: Sequence[Path],
                  memories: Mapping[str, MemoryShape] = MappingProxyType({})) -> None:
-        include = _root() / "include"
         arguments = ["--cc", "--top-module", top, "--prefix", "Vdesign", "--Mdir", "out",
                      "--no-timing", "--x-assign", "0", "--x-initial", "0", "-O3",
                      "--output-split-cfuncs", str(_STATEMENTS),
@@ -164,11 +177,7 @@ class _VerilogDriver(CompiledDriver):
         generated["glue.cpp"] = _glue(interface, fast[0])
         generated |= {f"fast_{k}.cpp": _includes(unit) for k, unit in enumerate(fast[1:], 1)}
         late = {f"slow_{k}.cpp": _includes(unit) for k, unit in enumerate(slow)}
-        includes = [include, include / "vltstd"]
-        compiled = [f"-O{optimise}", *_DEFINES]
-        runtime = [build_object(include / name, includes, compiled)
-                   for name in ("verilated.cpp", "verilated_threads.cpp")]
-        path = build_model({**generated, **late}, runtime, includes, compiled,
+        path = build_model({**generated, **late}, runtime, *_compiling(optimise),
                            {name: ["-O0"] for name in late})
         super().__init__("verilator", path, interface, memories)
 
@@ -205,11 +214,14 @@ class VerilatorDriver(_VerilogDriver):
             shapes = [(m.path, m.width, m.depth) for m in take_memories(text)[1]]
             return json.dumps([rtlil_to_verilog(text), shapes])
 
-        verilog, shapes = json.loads(cached_design(component, "verilog", make))
+        with ThreadPoolExecutor(1) as pool:  # beside what is done here in Python
+            runtime = pool.submit(_runtime, optimise)
+            verilog, shapes = json.loads(cached_design(component, "verilog", make))
         memories = {path: MemoryShape(width, depth) for path, width, depth in shapes}
         # Its place in the model can then be asked for.
         verilog = _MEMORY.sub(r"\1 /*verilator public_flat_rd*/;", verilog)
-        super().__init__({"design.v": verilog}, "top", describe(component), (), optimise, memories)
+        super().__init__({"design.v": verilog}, "top", describe(component), (), optimise,
+                         runtime.result(), memories)
         if isinstance(component, Engine):
             self.fill(component.contents())
 
@@ -244,4 +256,5 @@ class VerilogSimulation(Simulation):
         texts = {path.name: path.read_text() for path in map(Path, sources)}
         if len(texts) != len(sources):
             raise ValueError("Verilog sources must have different file names")
-        super().__init__(None, _VerilogDriver(texts, top, interface, flags, optimise))
+        super().__init__(None, _VerilogDriver(texts, top, interface, flags, optimise,
+                                              _runtime(optimise)))
