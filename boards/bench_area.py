@@ -151,11 +151,14 @@ DEVICES: dict[str, Device] = {
         pins="".join(f'IO_LOC "{port}" {pin};\n'
                      for port, pin in (("clk", 4), ("rst", 15), ("x", 16), ("y", 17)))),
     # UltraScale: LUT RAM counts the LUT6 it occupies, a shift register one. An inverter that is
-    # left is one LUT. Accumulators are in block RAM, of which this device has plenty.
+    # left is one LUT. The device has plenty of block RAM, so all memories of a PE are there but its
+    # queue, which is read without a clock. Wide multiplexers are made of MUXF7 and MUXF8, which
+    # every slice has; registers in a row stay registers, of which there are two for every LUT.
     "ku060": Device(
         "XCKU060 (synthesis only)", _ese_machine, None,
-        "synth_xilinx -top top -family xcu -flatten -noiopad -noclkbuf",
-        (ECP5.prepare[0], 'setattr -set ram_style "block" *accumulate*/m:*'), {
+        "synth_xilinx -top top -family xcu -flatten -noiopad -noclkbuf -widemux 4 -nosrl",
+        (ECP5.prepare[0], *(f'setattr -set ram_style "block" *{unit}*/m:*'
+                            for unit in ("accumulate", "act_memory", "decode", "write_back"))), {
             "luts": {"LUT[1-6]": 1, "INV": 1, "SRL*": 1, "RAM32M16": 8, "RAM64M8": 8,
                      "RAM32M": 4, "RAM64M": 4, "RAM256X1D": 8, "RAM128X1D": 4, "RAM*X1D": 2,
                      "RAM*X1S": 1},
@@ -416,8 +419,10 @@ def _speeds(component: wiring.Component, device: Device, seeds: int, target_mhz:
     """Fmax in MHz of every seed from 1."""
     text = _rtlil(Registered(component), device)
     script, files = _synthesis(text, device, _keep(text))
-    # nextpnr for Gowin wants buffers at the pins, which the design leaves to synthesis here.
-    script = [command.replace(" -noiopads", "") for command in script]
+    if "-noiopads" in device.synthesis:
+        # nextpnr for Gowin wants buffers at the pins. Synthesis would also put some at the ports of
+        # modules that it keeps.
+        script.append("iopadmap -bits -inpad IBUF O:I -outpad OBUF I:O top")
     results, _ = run_yosys([*script, "write_json top.json"], files, ["top.json"])
     netlist = results["top.json"]
     if device.family.refine is not None:

