@@ -7,7 +7,7 @@ import pytest
 
 from openese.__main__ import main
 from openese.sim.bench_cpu import CPU_LAYERS, ENGINE_MHZ
-from openese.sim.bench_sim import bench_sim
+from openese.sim.bench_sim import bench_ese_step, bench_sim
 from openese.sim.machine import describe_machine, machine_text
 
 
@@ -49,6 +49,17 @@ def test_cpu_table(capsys):
     assert row.startswith("NT-We        2,457,600")
     assert f"at {ENGINE_MHZ} MHz" in out
     assert "largest error of a CPU result: " in out
+
+
+@pytest.mark.slow
+def test_a_step_of_eses_layer():
+    """Loaded by the host stream, compiled and from the cache."""
+    row = bench_ese_step(8, backend="cxxrtl")
+    assert (row["name"], row["n_pes"], row["outputs"], row["mismatches"]) == ("cxxrtl", 8, 512, 0)
+    assert 0 < row["seconds"] < row["cold_seconds"]
+    # 10 % of 3,248,128 weights in 8 PEs, and once more those of W_hh: before the first step they
+    # meet a state of zeros.
+    assert 1.5 * 324_813 / 8 < row["cycles"] < 1.8 * 324_813 / 8
 
 
 def test_sim(capsys, monkeypatch, tmp_path):
