@@ -132,6 +132,12 @@ def test_a_unit_whose_parts_stay_apart_routes_on_gowin():
     assert row["fmax_mhz"] > 40
 
 
+def test_a_unit_without_paths_has_no_clock():
+    (row,) = bench_area(["gw2a"], ["multiplier"], n_pes=1, route=True, seeds=1)
+    assert row["multipliers"] == 1
+    assert "fmax_mhz" not in row
+
+
 def test_area_table(capsys):
     assert main(["bench", "area", "--devices", "up5k", "--units", "relay", "--pes", "1"]) == 0
     head, row, *rest = capsys.readouterr().out.splitlines()
