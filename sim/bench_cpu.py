@@ -18,8 +18,8 @@ from .machine import usable_cores
 
 __all__ = ["CPU_LAYERS", "ENGINE_MHZ", "bench_cpu"]
 
-#: Clock of the engine in MHz where none is given: a round figure that 16 PEs reach on an LFE5U-85F
-#: (102 MHz routed, README.md). No engine of 64 PEs has been routed with it.
+#: Clock of the engine in MHz where none is given: a round figure that 64 PEs reach on an LFE5U-85F
+#: (102 MHz, the median of three seeds, docs/boards/ulx3s.md).
 ENGINE_MHZ = 100
 
 #: ESE's layer as it fits on chip, and EIE's layers.
