@@ -219,19 +219,26 @@ def _ports(unit: wiring.Component) -> dict[str, tuple[Value, bool]]:
 class Alone(wiring.Component):
     """A component alone, its ports with plain names; ports without bits are left out.
 
+    Parameters
+    ----------
+    unit
+        The component.
+    name
+        Of the instance; `Device.prepare` knows units by their names.
+
     Members
     -------
     As of the component, flattened.
     """
 
-    def __init__(self, unit: wiring.Component):
-        self.unit = unit
+    def __init__(self, unit: wiring.Component, name: str = "unit"):
+        self.unit, self._name = unit, name
         super().__init__({name: (In if is_input else Out)(len(value))
                           for name, (value, is_input) in _ports(unit).items()})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.unit = self.unit
+        m.submodules[self._name] = self.unit
         for name, (value, is_input) in _ports(self.unit).items():
             port = getattr(self, name)
             m.d.comb += value.eq(port) if is_input else port.eq(value)
@@ -355,7 +362,7 @@ def bench_area(devices: Sequence[str] = (), units: Sequence[str] = (), *,
 
 def _area(component: wiring.Component, device: Device, config: EngineConfig, unit: str,
           parts: bool) -> dict:
-    text = _rtlil(Alone(component), device)
+    text = _rtlil(Alone(component, unit), device)
     cells = _leaves(_stat(text, device, _keep(text))["design"]["num_cells_by_type"])
     row = device.count(cells) | {"cells": cells}
     if unit == "engine":
