@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import median
@@ -85,6 +85,8 @@ class Device:
         is not.
     pins
         Text of the file ``top.cst`` that the router reads, if it must have one.
+    one_channel
+        Further options of `synthesis` for engines of one channel.
     """
 
     title: str
@@ -96,6 +98,13 @@ class Device:
     family: Family | None = None
     route: tuple[str, ...] = ()
     pins: str = ""
+    one_channel: str = ""
+
+    def for_engine(self, config: EngineConfig) -> "Device":
+        """The device with the options of synthesis that suit an engine."""
+        if config.channels > 1:
+            return self
+        return replace(self, synthesis=f"{self.synthesis} {self.one_channel}".rstrip())
 
     def count(self, cells: Mapping[str, int]) -> dict[str, float]:
         """``luts``, ``ffs``, ``brams`` and ``multipliers`` of a netlist's cells."""
@@ -163,7 +172,7 @@ DEVICES: dict[str, Device] = {
                      "RAM32M": 4, "RAM64M": 4, "RAM256X1D": 8, "RAM128X1D": 4, "RAM*X1D": 2,
                      "RAM*X1S": 1},
             "ffs": {"FD?E": 1}, "brams": {"RAMB36E*": 1, "RAMB18E*": 0.5},
-            "multipliers": {"DSP48E*": 1}}),
+            "multipliers": {"DSP48E*": 1}}, one_channel="-widemux 4"),
 }
 
 
@@ -346,6 +355,7 @@ def bench_area(devices: Sequence[str] = (), units: Sequence[str] = (), *,
                          f"{', '.join(known)}")
     rows = []
     for name, device in chosen.items():
+        device = device.for_engine(engines[name])
         for unit, make in makers[name].items():
             if units and unit not in units:
                 continue
