@@ -161,11 +161,12 @@ DEVICES: dict[str, Device] = {
                      for port, pin in (("clk", 4), ("rst", 15), ("x", 16), ("y", 17)))),
     # UltraScale: LUT RAM counts the LUT6 it occupies, a shift register one. An inverter that is
     # left is one LUT. The device has plenty of block RAM, so all memories of a PE are there but its
-    # queue, which is read without a clock. Wide multiplexers are made of MUXF7 and MUXF8, which
-    # every slice has; registers in a row stay registers, of which there are two for every LUT.
+    # queue, which is read without a clock. Registers in a row stay registers: there are two for
+    # every LUT. Wide multiplexers are made of MUXF7 and MUXF8, which every slice has, but not of
+    # many channels, where Yosys 0.70 ends in the middle of it.
     "ku060": Device(
         "XCKU060 (synthesis only)", _ese_machine, None,
-        "synth_xilinx -top top -family xcu -flatten -noiopad -noclkbuf -widemux 4 -nosrl",
+        "synth_xilinx -top top -family xcu -flatten -noiopad -noclkbuf -nosrl",
         (ECP5.prepare[0], *(f'setattr -set ram_style "block" *{unit}*/m:*'
                             for unit in ("accumulate", "act_memory", "decode", "write_back"))), {
             "luts": {"LUT[1-6]": 1, "INV": 1, "SRL*": 1, "RAM32M16": 8, "RAM64M8": 8,
