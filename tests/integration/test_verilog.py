@@ -27,7 +27,8 @@ from openese.sim.verilator import VerilogSimulation, lint
 DATA = Path(openese.__file__).with_name("data")
 
 
-@pytest.mark.parametrize(("n_pes", "load_by"), [(1, "memory"), (5, "host"), (9, "memory")])
+@pytest.mark.parametrize(("n_pes", "load_by"), [
+    (1, "memory"), (5, "host"), pytest.param(9, "memory", marks=pytest.mark.slow)])
 def test_verilog_equals_the_reference(n_pes, load_by):
     network = random_network(n_pes, [40, 31, 9], 0.4, relu=False)
     config = size_for(network, n_pes)
@@ -61,8 +62,9 @@ LSTM = [RandomLayer(cell="lstm", size=12, proj=5, peepholes=True), RandomLayer(c
 
 @pytest.mark.parametrize(("n_pes", "layers", "fields"), [
     (9, None, {}), (2, None, {"pointers": False}), (3, None, {"direct_weights": True}),
-    (4, LSTM, {}), (9, LSTM, {"pointers": False, "direct_weights": True}),
-    (2, LSTM, {"serial_cells": True}), (1, LSTM, {"channels": 3}),
+    (4, LSTM, {}), (2, LSTM, {"serial_cells": True}),
+    pytest.param(9, LSTM, {"pointers": False, "direct_weights": True}, marks=pytest.mark.slow),
+    pytest.param(1, LSTM, {"channels": 3}, marks=pytest.mark.slow),
 ])
 def test_a_model_is_nothing_but_contents_of_memories(n_pes, layers, fields):
     """What a compiled simulator writes into an engine without contents is what a model adds."""
