@@ -86,7 +86,7 @@ class Device:
     pins
         Text of the file ``top.cst`` that the router reads, if it must have one.
     one_channel
-        Further options of `synthesis` for engines of one channel.
+        Fields that are others for engines of one channel.
     """
 
     title: str
@@ -98,13 +98,11 @@ class Device:
     family: Family | None = None
     route: tuple[str, ...] = ()
     pins: str = ""
-    one_channel: str = ""
+    one_channel: Mapping[str, object] = field(default_factory=dict)
 
     def for_engine(self, config: EngineConfig) -> "Device":
-        """The device with the options of synthesis that suit an engine."""
-        if config.channels > 1:
-            return self
-        return replace(self, synthesis=f"{self.synthesis} {self.one_channel}".rstrip())
+        """The device with what suits an engine."""
+        return self if config.channels > 1 else replace(self, **self.one_channel)
 
     def count(self, cells: Mapping[str, int]) -> dict[str, float]:
         """``luts``, ``ffs``, ``brams`` and ``multipliers`` of a netlist's cells."""
@@ -139,6 +137,14 @@ def _of_family(title: str, engine: Callable[[int | None], EngineConfig],
                   pins)
 
 
+_XILINX = "synth_xilinx -top top -family xcu -flatten -noiopad -noclkbuf"
+
+
+def _in_block_ram(*units: str) -> tuple[str, ...]:
+    return (ECP5.prepare[0],
+            *(f'setattr -set ram_style "block" *{unit}*/m:*' for unit in units))
+
+
 DEVICES: dict[str, Device] = {
     # A LUT RAM of 16 x 4 takes the LUTs of three slices, one for writing: as nextpnr counts it.
     "ecp5": _of_family("LFE5U-85F, speed 6", _ese, ULX3S_85F_Platform, ECP5, {
@@ -160,20 +166,19 @@ DEVICES: dict[str, Device] = {
         pins="".join(f'IO_LOC "{port}" {pin};\n'
                      for port, pin in (("clk", 4), ("rst", 15), ("x", 16), ("y", 17)))),
     # UltraScale: LUT RAM counts the LUT6 it occupies, a shift register one. An inverter that is
-    # left is one LUT. The device has plenty of block RAM, so all memories of a PE are there but its
-    # queue, which is read without a clock. Registers in a row stay registers: there are two for
-    # every LUT. Wide multiplexers are made of MUXF7 and MUXF8, which every slice has, but not of
-    # many channels, where Yosys 0.70 ends in the middle of it.
+    # left is one LUT. Accumulators are in block RAM. Of one channel the device has room there for
+    # all memories of a PE but its queue, which is read without a clock; registers in a row stay
+    # registers, of which there are two for every LUT; and wide multiplexers are made of MUXF7 and
+    # MUXF8, which every slice has (of many channels Yosys 0.70 ends in the middle of that).
     "ku060": Device(
-        "XCKU060 (synthesis only)", _ese_machine, None,
-        "synth_xilinx -top top -family xcu -flatten -noiopad -noclkbuf -nosrl",
-        (ECP5.prepare[0], *(f'setattr -set ram_style "block" *{unit}*/m:*'
-                            for unit in ("accumulate", "act_memory", "decode", "write_back"))), {
+        "XCKU060 (synthesis only)", _ese_machine, None, _XILINX, _in_block_ram("accumulate"), {
             "luts": {"LUT[1-6]": 1, "INV": 1, "SRL*": 1, "RAM32M16": 8, "RAM64M8": 8,
                      "RAM32M": 4, "RAM64M": 4, "RAM256X1D": 8, "RAM128X1D": 4, "RAM*X1D": 2,
                      "RAM*X1S": 1},
             "ffs": {"FD?E": 1}, "brams": {"RAMB36E*": 1, "RAMB18E*": 0.5},
-            "multipliers": {"DSP48E*": 1}}, one_channel="-widemux 4"),
+            "multipliers": {"DSP48E*": 1}}, one_channel={
+                "synthesis": f"{_XILINX} -widemux 4 -nosrl",
+                "prepare": _in_block_ram("accumulate", "act_memory", "decode", "write_back")}),
 }
 
 

@@ -45,14 +45,17 @@ def test_a_multiplier_is_one_primitive_everywhere():
 
 
 def test_eses_own_engine_on_eses_device():
-    """1,024 PEs as ESE counts them, with their memories in block RAM."""
+    """1,024 PEs as ESE counts them, with accumulators in block RAM; of one channel, more."""
     config = DEVICES["ku060"].engine(None)
     assert (config.n_pes, config.channels, config.direct_weights) == (32, 32, True)
     assert DEVICES["ku060"].engine(8).n_pes == 8
     small = SMALL.with_(n_pes=1, channels=2)
     (row,) = bench_area(["ku060"], ["engine"], config=small)
-    # The matrix, two accumulators, codebook, biases and activations; pointers are LUT RAM here.
-    assert row["cells"]["RAMB18E2"] == 6
+    # The matrix and two accumulators; pointers and activations are LUT RAM here.
+    assert row["cells"]["RAMB18E2"] == 3
+    (alone,) = bench_area(["ku060"], ["engine"], config=small.with_(channels=1))
+    # The matrix, an accumulator, codebook, biases and activations.
+    assert alone["cells"]["RAMB18E2"] == 5
     assert row["luts_per_pe"] == row["luts"] / 2
     assert row["multipliers_per_pe"] == 1
 
