@@ -48,6 +48,7 @@ _STATEMENTS = 500
 _UNIT_BYTES = 1 << 21
 
 
+#: A memory in Yosys' Verilog.
 _MEMORY = re.compile(r"^(  reg (?:\[\d+:0\] )?\S+ +\[\d+:0\]);$", re.M)
 
 
