@@ -471,6 +471,8 @@ def _speeds(component: wiring.Component, device: Device, seeds: int, target_mhz:
                 raise BuildError(f"{device.family.router} failed with status {done.returncode}. "
                                  f"End of its output:\n{tail}")
             report = json.loads(Path(directory, "report.json").read_text())
-        # nextpnr reports no clock where it knows of no path, as in Gowin's multiplier.
-        speeds += [round(clock["achieved"], 2) for clock in report["fmax"].values()]
+        if not report["fmax"]:
+            return []  # nextpnr knows of no path, as in Gowin's multiplier
+        (clock,) = report["fmax"].values()
+        speeds.append(round(clock["achieved"], 2))
     return speeds
